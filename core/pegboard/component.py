@@ -1,0 +1,240 @@
+"""What a class must offer before a JSON file can name it.
+
+A component is light: its name, its docstring, its `Config`, and a `build` that imports what is heavy. Its
+config is flat in JSON, `{"class_name": "AdamW", "lr": 1e-6}`; a field may hold another component.
+`COMPONENT_KINDS` is the one table of kinds: JSON section, hook and base class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+    from torch import nn
+
+    from pegboard.contracts import (
+        BuiltModel,
+        Collator,
+        Dataset,
+        Loss,
+        LRSchedule,
+        Packer,
+        Tokenizer,
+        TokenizeFn,
+    )
+    from pegboard.run_config import RunConfig
+    from pegboard.savers import Saver
+    from pegboard.tracking import Tracker
+
+__all__ = [
+    "COMPONENT_KINDS",
+    "CollatorComponent",
+    "Component",
+    "ComponentConfig",
+    "DatasetComponent",
+    "LRScheduleComponent",
+    "LossComponent",
+    "ModelComponent",
+    "OptimizerComponent",
+    "PackerComponent",
+    "ParameterGroup",
+    "Problem",
+    "SaverComponent",
+    "TokenizeFnComponent",
+    "TokenizerComponent",
+    "TrackerComponent",
+]
+
+
+class ComponentConfig(BaseModel):
+    """Base of every component's `Config`: strict, frozen, no unknown keys."""
+
+    model_config = ConfigDict(
+        strict=True, frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
+    )
+
+
+class Problem(NamedTuple):
+    """Something wrong with a config, found by a part's `check`."""
+
+    path: tuple[str | int, ...]
+    """Where in the run config, such as `("datasets", 1, "tokenize_fn", "max_length")`."""
+    message: str
+
+
+class Component:
+    """Base of everything that a JSON file can name.
+
+    A subclass has a docstring, a nested `Config(ComponentConfig)`, the line `config: Config`, and the
+    `build` of its kind. `__init__` reads no file and imports nothing heavy.
+    """
+
+    kind: ClassVar[str] = ""
+    known_as: ClassVar[tuple[str, ...]] = ()
+    """Other projects' spellings; used in messages only."""
+
+    class Config(ComponentConfig):
+        """No fields."""
+
+    config: Any
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def check(self, run: RunConfig, path: tuple[str | int, ...]) -> Iterable[Problem]:
+        """Problems that show only beside other parts or on disk; called for valid configs, before torch is
+        imported. `path` is this component's own place in the run config."""
+        del run, path
+        return ()
+
+
+class TokenizerComponent(Component):
+    """Makes a tokenizer."""
+
+    kind = "tokenizer"
+
+    def build(self, *, trust_remote_code: bool = False) -> Tokenizer:
+        raise NotImplementedError
+
+
+class ModelComponent(Component):
+    """Makes a model on meta."""
+
+    kind = "model"
+    hf_model_types: ClassVar[tuple[str, ...]] = ()
+    """`model_type` values of a published config.json that mean this class."""
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Preset name -> fields; JSON fields win over the preset's."""
+    requires: ClassVar[frozenset[str]] = frozenset()
+    """What a collator must provide beside text, such as `pixel_values`."""
+    weight_fields: ClassVar[frozenset[str]] = frozenset()
+    """Config fields that shape weights: they must agree with `load_from`."""
+
+    def build(self) -> BuiltModel:
+        """Build on the current device (the core enters meta); reads no file, draws no random number."""
+        raise NotImplementedError
+
+    @classmethod
+    def config_from_hf(cls, hf_config: Mapping[str, Any]) -> dict[str, Any]:
+        """The JSON fields of an equal component; ConfigError names a key it can't honour."""
+        raise NotImplementedError
+
+
+class DatasetComponent(Component):
+    """Makes a dataset of records. `name` and `sample_ratio` are taken out by the core before its config is read."""
+
+    kind = "dataset"
+
+    def build(self, name: str) -> Dataset:
+        raise NotImplementedError
+
+
+class TokenizeFnComponent(Component):
+    """Makes a tokenize function; `config.max_length` is the longest example it gives, in tokens."""
+
+    kind = "tokenize_fn"
+
+    def build(self, tokenizer: Tokenizer, model: ModelComponent) -> TokenizeFn:
+        raise NotImplementedError
+
+
+class PackerComponent(Component):
+    """Makes a packer."""
+
+    kind = "packer"
+
+    def build(self) -> Packer:
+        raise NotImplementedError
+
+
+class CollatorComponent(Component):
+    """Makes a collator."""
+
+    kind = "collator"
+    provides: ClassVar[frozenset[str]] = frozenset()
+
+    def build(self, *, pad_token_id: int) -> Collator:
+        raise NotImplementedError
+
+
+class LossComponent(Component):
+    """Makes a loss."""
+
+    kind = "loss"
+
+    def build(self) -> Loss:
+        raise NotImplementedError
+
+
+class ParameterGroup(NamedTuple):
+    """Trainable parameters that one mesh holds; the core never mixes meshes in a group."""
+
+    named_parameters: Sequence[tuple[str, nn.Parameter]]
+    is_vector: Sequence[bool]
+    """True for norms and biases (whole tensor of at most one dim)."""
+
+
+class OptimizerComponent(Component):
+    """Makes an optimizer; `config.lr` is the base learning rate that the schedule scales."""
+
+    kind = "optimizer"
+
+    def build(self, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
+        raise NotImplementedError
+
+
+class LRScheduleComponent(Component):
+    """Makes a learning-rate schedule."""
+
+    kind = "lr_schedule"
+
+    def build(self, total_steps: int) -> LRSchedule:
+        raise NotImplementedError
+
+
+class SaverComponent(Component):
+    """Makes a saver."""
+
+    kind = "saver"
+
+    def build(self) -> Saver:
+        raise NotImplementedError
+
+
+class TrackerComponent(Component):
+    """Makes a tracker, which is told the numbers of each logged step on rank 0."""
+
+    kind = "tracker"
+
+    def build(self, run_dir: Path) -> Tracker:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class _Kind:
+    base: type[Component]
+    hook: str
+    section: str
+    """Where the JSON names it."""
+
+
+COMPONENT_KINDS: Mapping[str, _Kind] = {
+    "model": _Kind(ModelComponent, "register_models", "model"),
+    "dataset": _Kind(DatasetComponent, "register_datasets", "datasets[].dataset"),
+    "tokenize_fn": _Kind(TokenizeFnComponent, "register_tokenize_fns", "datasets[].tokenize_fn"),
+    "collator": _Kind(CollatorComponent, "register_collators", "dataloader.collator"),
+    "loss": _Kind(LossComponent, "register_losses", "loss"),
+    "saver": _Kind(SaverComponent, "register_savers", "savers[]"),
+    "tokenizer": _Kind(TokenizerComponent, "register_tokenizers", "tokenizer"),
+    "packer": _Kind(PackerComponent, "register_packers", "dataloader.packer"),
+    "optimizer": _Kind(OptimizerComponent, "register_optimizers", "optimizer"),
+    "lr_schedule": _Kind(LRScheduleComponent, "register_lr_schedules", "lr_schedule"),
+    "tracker": _Kind(TrackerComponent, "register_trackers", "trackers[]"),
+}

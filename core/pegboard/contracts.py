@@ -1,0 +1,342 @@
+"""What parts exchange: records, examples, packs, batches, built models and their outputs.
+
+Light on purpose: tensors are named in annotations only, so a dataset or a tokenize function can import this
+module without torch. Values that travel through FSDP are NamedTuples (torch 2.11 finds tensors in tuples,
+not in dataclasses).
+
+Shape legend: T tokens of a micro-batch, K supervised positions, S samples of a pack, D hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor, nn
+
+    from pegboard.weight_map import WeightMap
+
+__all__ = [
+    "IGNORE_INDEX",
+    "Batch",
+    "BuiltModel",
+    "Collator",
+    "Dataset",
+    "Example",
+    "Head",
+    "Loss",
+    "LossOutput",
+    "LRSchedule",
+    "ModelOutput",
+    "PackPlan",
+    "Packer",
+    "SampleKey",
+    "ShardUnit",
+    "Targets",
+    "TextModel",
+    "TokenizeFn",
+    "Tokenizer",
+]
+
+IGNORE_INDEX = -100
+
+
+class SampleKey(NamedTuple):
+    """Where a sample came from; travels with it through pack and batch, and into every error message."""
+
+    source: str
+    """Name of the dataset in the config."""
+    file: str
+    """Path of the file, as the dataset opened it; any locator for a dataset without files."""
+    line: int
+    """Line in the file, from 1; the record number for a dataset without lines."""
+    part: int = 0
+    """Which example of the record, from 0, where a tokenize function makes several."""
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+@dataclass(slots=True, kw_only=True)
+class Example:
+    """One tokenized sample, before packing."""
+
+    input_ids: np.ndarray
+    """(T,) int32 token ids."""
+    loss_mask: np.ndarray
+    """(T,) bool: True where the token itself is to be predicted (unshifted; the collator shifts)."""
+    media: Mapping[str, Any] = field(default_factory=dict)
+    """What a vision model's collator needs beside the ids (decoded lazily)."""
+    extras: Mapping[str, Any] = field(default_factory=dict)
+    """Anything a plugin pair agrees on."""
+    key: SampleKey | None = None
+    """Set by the data loader."""
+    source_id: int = 0
+    """Index of the dataset in the run's list; set by the data loader."""
+
+
+class Targets(NamedTuple):
+    """The supervised positions of a micro-batch; labels are already shifted inside each sample."""
+
+    positions_K: Tensor
+    """(K,) int64: rows of hidden_TD from which a label is predicted."""
+    labels_K: Tensor
+    """(K,) int64: the token to predict there."""
+    weights_K: Tensor
+    """(K,) float32: weight of each token's loss (1 for the token mean)."""
+    source_ids_K: Tensor
+    """(K,) int64: dataset each token came from."""
+    scale: float
+    """1 / sum of weights over the whole optimizer step, all ranks and micro-batches."""
+
+
+@dataclass(kw_only=True)
+class Batch:
+    """One micro-batch: a packed row of T tokens. There is no padded form."""
+
+    input_ids_T: Tensor
+    """(T,) int64."""
+    position_ids_T: Tensor
+    """(T,) int64, restarting at 0 with each sample."""
+    cu_seqlens: Tensor
+    """(S+1,) int32 cumulative sample lengths, from 0 to T."""
+    max_seqlen: int
+    """Longest sample, a Python int so that no device sync is needed."""
+    targets: Targets
+    num_tokens: int
+    """Real tokens (T less padding)."""
+    keys: tuple[SampleKey, ...] = ()
+    """Identity of each sample, in pack order."""
+    scales: Mapping[str, float] = field(default_factory=dict)
+    """1 / global count of each name in the step's counts; set by the trainer before the forward."""
+    media: Mapping[str, Tensor] = field(default_factory=dict)
+    extras: Mapping[str, Any] = field(default_factory=dict)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Batch:
+        """Copy with every tensor on `device`."""
+
+        def move(value: Any) -> Any:
+            return value.to(device, non_blocking=non_blocking) if hasattr(value, "to") else value
+
+        return replace(
+            self,
+            input_ids_T=move(self.input_ids_T),
+            position_ids_T=move(self.position_ids_T),
+            cu_seqlens=move(self.cu_seqlens),
+            targets=Targets(*(move(value) for value in self.targets)),
+            media={name: move(value) for name, value in self.media.items()},
+            extras={name: move(value) for name, value in self.extras.items()},
+        )
+
+    def with_scales(self, scales: Mapping[str, float]) -> Batch:
+        """Copy that knows the step's global normalisers; `targets.scale` is `scales["targets"]`."""
+        return replace(self, scales=dict(scales), targets=self.targets._replace(scale=scales["targets"]))
+
+
+class LossOutput(NamedTuple):
+    """What a loss returns for one micro-batch."""
+
+    loss: Tensor
+    """() the scaled sum, to call backward on."""
+    token_losses_K: Tensor
+    """(K,) float32, detached and unweighted: for per-source losses."""
+
+
+class ModelOutput(NamedTuple):
+    """What a model's forward returns: a NamedTuple, so that FSDP finds its tensors."""
+
+    loss: Tensor
+    """() everything to call backward on, auxiliary losses included, already scaled."""
+    token_losses_K: Tensor
+    """(K,) float32, detached."""
+    metrics: Mapping[str, Tensor]
+    """Detached scaled sums to report beside the loss; summing them over ranks and micro-batches is right."""
+
+
+class Head(NamedTuple):
+    """The output projection, as a loss sees it (inside the head's own forward)."""
+
+    weight_VD: Tensor
+    bias_V: Tensor | None
+    logits: Callable[[Tensor], Tensor]
+    """(C, D) hidden rows -> (C, V) logits, in the compute dtype."""
+
+
+class Loss(Protocol):
+    """A built loss."""
+
+    def __call__(self, hidden_TD: Tensor, head: Head, targets: Targets) -> LossOutput:
+        """Scaled sum over the micro-batch's targets; needs no logits of the whole."""
+        ...
+
+    def step_counts(self, batch: Batch) -> Mapping[str, float]:
+        """Host-side counts of this micro-batch by name; must include `targets`."""
+        ...
+
+
+@runtime_checkable
+class TextModel(Protocol):
+    """What the module of a text model offers, so that a vision-language model takes any of them."""
+
+    def embed(self, input_ids_T: Tensor) -> Tensor:
+        """(T,) ids -> hidden_TD; a vision-language model overwrites rows of it."""
+        ...
+
+    def run_layers(self, hidden_TD: Tensor, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """All decoder layers, no final norm; and auxiliary losses, scaled and with their graph, by name."""
+        ...
+
+    def compute_loss(self, hidden_TD: Tensor, targets: Targets, loss: Loss) -> LossOutput:
+        """Final norm and head."""
+        ...
+
+    def forward(self, batch: Batch, loss: Loss) -> ModelOutput:
+        """The three in a row: what is wrapped when the text model is the whole model."""
+        ...
+
+
+class ShardUnit(NamedTuple):
+    """A module that is gathered and freed as one."""
+
+    path: str
+    """Module path, such as `model.layers.0`."""
+    mesh: str = "dense"
+    """`dense` (sharded over all data ranks) or `expert`."""
+    param_dtype: str | None = None
+    """Compute dtype of this unit where it differs from the run's, such as `float32` for a router."""
+    reshard: bool = True
+    """Free the gathered weights after forward (False for a unit that backward needs at once)."""
+
+
+@dataclass(eq=False)
+class BuiltModel:
+    """A module on meta and what the core must know of it; a vision-language model or a transform may rewrite any field."""
+
+    module: nn.Module
+    weight_map: WeightMap
+    """Names and layouts, ours <-> published; covers every parameter."""
+    shard_units: tuple[ShardUnit, ...]
+    """Inner before outer; never the root, never a nested text model."""
+    hf_config: dict[str, Any]
+    """What `config.json` says in an export."""
+    checkpoint_units: tuple[str, ...] = ()
+    """Module paths that activation checkpointing may wrap (usually the decoder layers), in order."""
+    expert_axis: Mapping[str, int] = field(default_factory=dict)
+    """Parameter name -> dim that holds experts."""
+    freeze_groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Group -> parameter-name prefixes, such as `vision` -> (`vision_tower.`,)."""
+    frozen: tuple[str, ...] = ()
+    """Parameter-name prefixes that do not train."""
+    step_counts: Callable[[Batch], Mapping[str, float]] | None = None
+    """Counts the model's own auxiliary losses are divided by; added to the loss's."""
+
+
+class PackPlan(NamedTuple):
+    """Which samples share a pack: pack i holds `samples[offsets[i]:offsets[i+1]]`."""
+
+    offsets: np.ndarray
+    """(num_packs+1,) int64."""
+    samples: np.ndarray
+    """(num_samples,) int64 indices into the lengths that were planned."""
+
+
+class Packer(Protocol):
+    """A built packer."""
+
+    def plan(self, lengths: np.ndarray, pack_max_length: int, seed: int) -> PackPlan:
+        """Packs of at most `pack_max_length` tokens, in a shuffled order fixed by `seed`.
+
+        Args:
+            lengths: (num_samples,) int64 tokens per sample, each in [1, pack_max_length].
+        """
+        ...
+
+
+class Collator(Protocol):
+    """A built collator: examples of one pack -> Batch (CPU tensors)."""
+
+    def __call__(self, examples: Sequence[Example]) -> Batch: ...
+
+
+class Dataset(Protocol):
+    """A built dataset: records by index. Must pickle (spawned workers)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        """The record; raises DataError that starts with `file:line`."""
+        ...
+
+    def key(self, index: int) -> SampleKey:
+        """Where record `index` comes from, without reading it."""
+        ...
+
+    def fingerprint(self) -> str | None:
+        """Changes whenever a record may have changed; None if that can't be told (nothing is cached then)."""
+        ...
+
+
+class TokenizeFn(Protocol):
+    """A built tokenize function. Must pickle (spawned workers)."""
+
+    max_length: int
+
+    def __call__(self, record: Mapping[str, Any]) -> Sequence[Example]:
+        """One record -> its examples.
+
+        Raises DataError for a broken record, DroppedSample(reason) for one with nothing to train on.
+        The caller adds the place (`file:line`) in front of the message.
+        """
+        ...
+
+    def take_counts(self) -> Mapping[str, int]:
+        """Counts since the last call, by event (`truncated`, `turns shown`, ...); reported, then reset."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Changes whenever the result for some record may change."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """A built tokenizer."""
+
+    eos_token_ids: tuple[int, ...]
+    """Ids that end a generated turn."""
+    pad_token_id: int
+    vocab_size: int
+    """Smallest embedding that holds every id."""
+    chat_template: str | None
+
+    def encode(self, text: str, *, special_tokens: bool = True) -> list[int]:
+        """Text -> ids, adding nothing; `special_tokens=False` reads the spelling of one as plain text."""
+        ...
+
+    def decode(self, ids: Iterable[int]) -> str: ...
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = False,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The chat template's text; equals transformers' apply_chat_template(tokenize=False)."""
+        ...
+
+    def save(self, folder: str) -> None:
+        """Write the files that AutoTokenizer.from_pretrained(folder) opens."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Changes with any file or template that changes ids."""
+        ...
+
+
+LRSchedule = Callable[[int, float], float]
+"""(step from 1 to total_steps, base lr) -> lr of that step."""

@@ -1,0 +1,53 @@
+"""The one seam to the hardware: which device, which backend, how much memory.
+
+Nothing else in the core says `cuda`.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+
+import torch
+
+__all__ = [
+    "communication_backend",
+    "default_compute_dtype",
+    "device_memory_bytes",
+    "local_device",
+    "peak_memory_gib",
+]
+
+
+def local_device() -> torch.device:
+    """Device of this process, made current: the local rank's GPU, else the CPU."""
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+        return device
+    return torch.device("cpu")
+
+
+def communication_backend(device: torch.device) -> str:
+    """Backend of the process group; host tensors always go through gloo."""
+    return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+
+
+def default_compute_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 on a GPU, float32 on the CPU."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def device_memory_bytes(device: torch.device) -> int:
+    """Total memory of the device; of the machine, shared by its local ranks, on the CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return total // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Peak memory since the start: allocated on the GPU, resident set on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts KiB

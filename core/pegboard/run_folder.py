@@ -1,0 +1,109 @@
+"""The folder of a run, and everything written there for a person: logs, metrics, config, environment.
+
+`work_dir/<run_name>/` holds config.json (resolved), plugins.json, environment.json, metrics.jsonl and
+logs/rank_<n>.log; savers add their own folders.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from loguru import logger
+
+if TYPE_CHECKING:
+    from pegboard.tracking import Tracker
+
+__all__ = ["MetricsLog", "choose_run_dir", "describe_environment", "start_logging", "write_json"]
+
+
+def choose_run_dir(work_dir: str, run_name: str | None, *, resume: bool) -> Path:
+    """Folder of this run, the same on every rank; collective.
+
+    Without a name it is the time of day, or, when resuming, the newest run that has a checkpoint.
+    """
+    name = run_name
+    if name is None:
+        name = time.strftime("%Y%m%d-%H%M%S")
+        if resume:
+            runs = [p.parent for p in Path(work_dir).glob("*/checkpoints") if any(p.iterdir())]
+            if runs:
+                name = max(runs, key=lambda run: run.stat().st_mtime).name
+    names: list[Any] = [name]
+    if dist.get_world_size() > 1:
+        dist.broadcast_object_list(names, src=0)
+    run_dir = Path(work_dir) / str(names[0])
+    run_dir.mkdir(parents=True, exist_ok=True)
+    return run_dir
+
+
+def start_logging(run_dir: Path, rank: int) -> None:
+    """One line per event: rank 0 on the screen, every rank in a file of its own."""
+    logger.remove()
+    if rank == 0:
+        logger.add(_screen, format="{time:HH:mm:ss} {level: <7} {message}", level="INFO", colorize=None)
+    logger.add(
+        run_dir / "logs" / f"rank_{rank}.log",
+        format="{time:YYYY-MM-DD HH:mm:ss.SSS} {level: <7} {message}",
+        level="DEBUG",
+    )
+
+
+def _screen(message: Any) -> None:
+    from tqdm import tqdm
+
+    tqdm.write(str(message), file=sys.stderr, end="")  # keeps a progress bar in one piece
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write readable JSON by temporary file and rename."""
+    temporary = path.with_suffix(path.suffix + ".tmp")
+    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def describe_environment(device: torch.device, world_size: int) -> dict[str, Any]:
+    """What somebody needs to repeat a run: versions, device, ranks."""
+    packages = {d.metadata["Name"]: d.version for d in distributions() if d.metadata["Name"]}
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "world_size": world_size,
+        "cpu_count": os.cpu_count(),
+        "torch": torch.__version__,
+        "packages": dict(sorted(packages.items())),
+    }
+
+
+class MetricsLog:
+    """metrics.jsonl and the trackers; does something on rank 0 only."""
+
+    def __init__(self, run_dir: Path, trackers: Sequence[Tracker], *, active: bool) -> None:
+        self._trackers = trackers
+        self._file = (run_dir / "metrics.jsonl").open("a", encoding="utf-8") if active else None
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append one line; keys are published (`loss`, `lr`, `grad_norm`, `loss/<source>`, ...)."""
+        if self._file is None:
+            return
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._file.flush()
+        for tracker in self._trackers:
+            tracker.log(step, metrics)
+
+    def close(self) -> None:
+        """Close the file and every tracker."""
+        if self._file is not None:
+            self._file.close()
+            for tracker in self._trackers:
+                tracker.close()

@@ -1,0 +1,114 @@
+"""Which published tensor holds which part of ours: one declarative table, read in both directions.
+
+Our tensor and the published ones are related by boxes: `ours[ours_index] == published[published_index]`.
+Rename, fuse, split and stack are all boxes, so loading one rank's rows and exporting whole tensors are the
+same table read forwards or backwards. Only an export that computes (merging an adapter) needs code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Box", "Entry", "Piece", "WeightMap", "fused", "renamed"]
+
+Box = tuple[tuple[int, int], ...]
+"""(start, stop) for each leading dim that is cut; dims left out are whole."""
+
+
+class Piece(NamedTuple):
+    """One published tensor's part in one of ours."""
+
+    published: str
+    ours: Box = ()
+    """The part of our tensor it fills; () is all of it."""
+    theirs: Box = ()
+    """The part of the published tensor that is meant; () is all of it."""
+    squeeze: bool = False
+    """Ours has one more leading dim, of extent 1 in `ours` (an expert of a stack)."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """How one of our tensors is made of published ones."""
+
+    ours: str
+    shape: tuple[int, ...]
+    """Shape of our whole tensor."""
+    pieces: tuple[Piece, ...]
+    also: tuple[str, ...] = ()
+    """Other tensors of ours that the export reads (an adapter's factors)."""
+    merge: Callable[..., Tensor] | None = None
+    """(ours, *also) -> what is published in its place."""
+
+
+@dataclass(frozen=True)
+class WeightMap:
+    """Every parameter of a model and its published names."""
+
+    entries: tuple[Entry, ...]
+    tied: Mapping[str, str] = field(default_factory=dict)
+    """Published name that may stand on disk -> published name whose tensor it repeats; neither read nor written."""
+    unpublished: tuple[str, ...] = ()
+    """Parameters of ours that a published folder doesn't have (an adapter's); initialised, never loaded from it."""
+
+    def prefixed(self, prefix: str, rename: Callable[[str], str]) -> WeightMap:
+        """The same map for a module nested under `prefix` (with its dot), published names renamed."""
+        return WeightMap(
+            entries=tuple(
+                replace(
+                    entry,
+                    ours=prefix + entry.ours,
+                    also=tuple(prefix + name for name in entry.also),
+                    pieces=tuple(p._replace(published=rename(p.published)) for p in entry.pieces),
+                )
+                for entry in self.entries
+            ),
+            tied={rename(a): rename(b) for a, b in self.tied.items()},
+            unpublished=tuple(prefix + name for name in self.unpublished),
+        )
+
+    def __add__(self, other: WeightMap) -> WeightMap:
+        return WeightMap(
+            self.entries + other.entries, {**self.tied, **other.tied}, self.unpublished + other.unpublished
+        )
+
+    def published_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every published tensor, in the order of the map; what a complete folder holds."""
+        shapes: dict[str, list[int]] = {}
+        for entry in self.entries:
+            for piece in entry.pieces:
+                shape = list(entry.shape)
+                for dim, (start, stop) in enumerate(piece.ours):
+                    shape[dim] = stop - start
+                if piece.squeeze:
+                    shape = shape[1:]
+                known = shapes.setdefault(piece.published, list(shape))
+                for dim, (_, stop) in enumerate(piece.theirs):
+                    known[dim] = max(known[dim], stop)
+        return {name: tuple(shape) for name, shape in shapes.items()}
+
+    def unmapped(self, parameter_names: Iterable[str]) -> list[str]:
+        """Parameters that no entry covers: a fault of the model."""
+        covered = {entry.ours for entry in self.entries} | set(self.unpublished)
+        return sorted(set(parameter_names) - covered)
+
+
+def renamed(ours: str, published: str, shape: Sequence[int]) -> Entry:
+    """Ours is the published tensor under another name."""
+    return Entry(ours, tuple(shape), (Piece(published),))
+
+
+def fused(ours: str, parts: Sequence[tuple[str, int]], shape: Sequence[int]) -> Entry:
+    """Ours is published tensors one below the other: `parts` are (published name, rows)."""
+    pieces, start = [], 0
+    for name, rows in parts:
+        pieces.append(Piece(name, ours=((start, start + rows),)))
+        start += rows
+    if start != shape[0]:
+        raise ValueError(f"{ours}: parts have {start} rows, the tensor has {shape[0]}")
+    return Entry(ours, tuple(shape), tuple(pieces))
