@@ -16,6 +16,7 @@ from pegboard.component import (
     TokenizeFnComponent,
     TokenizerComponent,
     TrackerComponent,
+    TransformComponent,
 )
 from pegboard.contracts import (
     IGNORE_INDEX,
@@ -76,6 +77,7 @@ __all__ = [
     "TokenizerComponent",
     "TrackerComponent",
     "TrainingError",
+    "TransformComponent",
     "WeightsError",
     "hookimpl",
 ]

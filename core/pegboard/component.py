@@ -7,7 +7,7 @@ config is flat in JSON, `{"class_name": "AdamW", "lr": 1e-6}`; a field may hold 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
         Loss,
         LRSchedule,
         Packer,
-        Tokenizer,
         TokenizeFn,
+        Tokenizer,
     )
     from pegboard.run_config import RunConfig
     from pegboard.savers import Saver
@@ -50,6 +50,7 @@ __all__ = [
     "TokenizeFnComponent",
     "TokenizerComponent",
     "TrackerComponent",
+    "TransformComponent",
 ]
 
 
@@ -84,6 +85,8 @@ class Component:
         """No fields."""
 
     config: Any
+    plugin: str | None = None
+    """The plugin that the JSON picked beside `class_name`, if it did; set by the core."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -217,6 +220,17 @@ class TrackerComponent(Component):
         raise NotImplementedError
 
 
+class TransformComponent(Component):
+    """Makes a change to a built model: adapters, frozen parts, other layers."""
+
+    kind = "transform"
+
+    def build(self) -> Callable[[BuiltModel], BuiltModel]:
+        """The change. It gets the model on meta, before sharding; base weights keep their names, and every
+        parameter it adds gets an entry of the weight map or stands in its `unpublished`."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
 class _Kind:
     base: type[Component]
@@ -237,4 +251,5 @@ COMPONENT_KINDS: Mapping[str, _Kind] = {
     "optimizer": _Kind(OptimizerComponent, "register_optimizers", "optimizer"),
     "lr_schedule": _Kind(LRScheduleComponent, "register_lr_schedules", "lr_schedule"),
     "tracker": _Kind(TrackerComponent, "register_trackers", "trackers[]"),
+    "transform": _Kind(TransformComponent, "register_transforms", "transforms[]"),
 }

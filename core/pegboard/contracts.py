@@ -28,9 +28,9 @@ __all__ = [
     "Dataset",
     "Example",
     "Head",
+    "LRSchedule",
     "Loss",
     "LossOutput",
-    "LRSchedule",
     "ModelOutput",
     "PackPlan",
     "Packer",
@@ -134,7 +134,9 @@ class Batch:
 
     def with_scales(self, scales: Mapping[str, float]) -> Batch:
         """Copy that knows the step's global normalisers; `targets.scale` is `scales["targets"]`."""
-        return replace(self, scales=dict(scales), targets=self.targets._replace(scale=scales["targets"]))
+        return replace(
+            self, scales=dict(scales), targets=self.targets._replace(scale=scales["targets"])
+        )
 
 
 class LossOutput(NamedTuple):

@@ -31,6 +31,7 @@ from pegboard.component import (
     TokenizeFnComponent,
     TokenizerComponent,
     TrackerComponent,
+    TransformComponent,
 )
 
 __all__ = ["hookimpl", "hookspec"]
@@ -94,3 +95,8 @@ def register_lr_schedules(register: Callable[[type[LRScheduleComponent]], None])
 @hookspec
 def register_trackers(register: Callable[[type[TrackerComponent]], None]) -> None:
     """Offer trackers, named by `trackers[].class_name`: `register(TensorBoardTracker)`."""
+
+
+@hookspec
+def register_transforms(register: Callable[[type[TransformComponent]], None]) -> None:
+    """Offer changes to a built model, named by `transforms[].class_name`: `register(Freeze)`."""

@@ -83,7 +83,9 @@ def leave_ranks() -> None:
         dist.destroy_process_group()
 
 
-def apply_activation_checkpointing(built: BuiltModel, mode: str, ratio: float | None = None) -> None:
+def apply_activation_checkpointing(
+    built: BuiltModel, mode: str, ratio: float | None = None
+) -> None:
     """Recompute activations of `checkpoint_units` in backward, in place; names of modules stay.
 
     Args:

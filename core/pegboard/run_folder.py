@@ -50,7 +50,9 @@ def start_logging(run_dir: Path, rank: int) -> None:
     """One line per event: rank 0 on the screen, every rank in a file of its own."""
     logger.remove()
     if rank == 0:
-        logger.add(_screen, format="{time:HH:mm:ss} {level: <7} {message}", level="INFO", colorize=None)
+        logger.add(
+            _screen, format="{time:HH:mm:ss} {level: <7} {message}", level="INFO", colorize=None
+        )
     logger.add(
         run_dir / "logs" / f"rank_{rank}.log",
         format="{time:YYYY-MM-DD HH:mm:ss.SSS} {level: <7} {message}",

@@ -74,7 +74,9 @@ class WeightMap:
 
     def __add__(self, other: WeightMap) -> WeightMap:
         return WeightMap(
-            self.entries + other.entries, {**self.tied, **other.tied}, self.unpublished + other.unpublished
+            self.entries + other.entries,
+            {**self.tied, **other.tied},
+            self.unpublished + other.unpublished,
         )
 
     def published_shapes(self) -> dict[str, tuple[int, ...]]:

@@ -1,0 +1,172 @@
+"""From a validated config to built objects, in dependency order.
+
+First what needs no other rank (tokenizer, tokenized data), then the process group, then the model: built on
+meta, sharded, initialised, and loaded slice by slice.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from loguru import logger
+from torch import nn
+
+from pegboard.component import ParameterGroup
+from pegboard.contracts import BuiltModel, Loss, Tokenizer
+from pegboard.data_loading import DataSource, RunData
+from pegboard.device import default_compute_dtype
+from pegboard.errors import ConfigError, PluginError
+from pegboard.initialization import init_module_weights
+from pegboard.parallel import (
+    Ranks,
+    apply_activation_checkpointing,
+    shard_model,
+    trainable_parameters,
+)
+from pegboard.weight_loading import load_published_weights
+
+if TYPE_CHECKING:
+    from pegboard.run_config import RunConfig
+
+__all__ = [
+    "ModelOnRanks",
+    "build_model",
+    "build_optimizer",
+    "build_run_data",
+    "find_weights_folder",
+    "tokenizer_fits",
+    "use_all_cores",
+]
+
+
+@dataclass(eq=False)
+class ModelOnRanks:
+    """A sharded model with its weights."""
+
+    built: BuiltModel
+    module: nn.Module
+    loss: Loss
+    loaded_dtype: str | None
+
+
+def find_weights_folder(load_from: str | None) -> Path | None:
+    """Local folder of `load_from`; a hub id is downloaded (safetensors, JSON and tokenizer files only).
+
+    Raises:
+        ConfigError: neither a folder nor a hub id that can be had.
+    """
+    if load_from is None:
+        return None
+    if Path(load_from).is_dir():
+        return Path(load_from)
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+    try:
+        return Path(snapshot_download(load_from, allow_patterns=patterns))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"load_from: {load_from!r} is neither a folder nor a model of the hub that can be reached: {error}"
+        ) from error
+
+
+def tokenizer_fits(tokenizer: Tokenizer, built: BuiltModel) -> None:
+    """ConfigError if the tokenizer has ids that the model has no embedding for."""
+    text = built.hf_config.get("text_config", built.hf_config)
+    if tokenizer.vocab_size > text["vocab_size"]:
+        raise ConfigError(
+            f"model.vocab_size: {text['vocab_size']} is smaller than the tokenizer's {tokenizer.vocab_size}"
+        )
+
+
+def build_model(
+    run: RunConfig, ranks: Ranks, tokenizer: Tokenizer, weights: Path | None
+) -> ModelOnRanks:
+    """Build on meta, shard, initialise, load. Collective."""
+    compute_name = run.precision.compute_dtype
+    compute = getattr(torch, compute_name) if compute_name else default_compute_dtype(ranks.device)
+    master = torch.promote_types(compute, torch.float32)
+    previous = torch.get_default_dtype()
+    torch.set_default_dtype(master)
+    try:
+        with torch.device("meta"):
+            built = run.model.build()
+            for transform in run.transforms:
+                built = transform.build()(built)
+    finally:
+        torch.set_default_dtype(previous)
+    names = [name for name, _ in built.module.named_parameters()]
+    if unmapped := built.weight_map.unmapped(names):
+        raise PluginError(
+            f"model '{type(run.model).__name__}': no weight map entry for {', '.join(unmapped)}"
+        )
+    tokenizer_fits(tokenizer, built)
+    for name, parameter in built.module.named_parameters():
+        parameter.requires_grad_(not name.startswith(built.frozen) if built.frozen else True)
+    apply_activation_checkpointing(
+        built, run.activation_checkpointing.mode, run.activation_checkpointing.ratio
+    )
+    reduce = torch.promote_types(getattr(torch, run.precision.reduce_dtype), compute)
+    if compute != torch.float64:
+        reduce = getattr(torch, run.precision.reduce_dtype)
+    module = shard_model(built, ranks, compute, reduce)
+    module.to_empty(device=ranks.device)
+    init_module_weights(module, run.seed)
+    loaded_dtype = None
+    if weights is None:
+        logger.info("load_from is not set: training starts from scratch")
+    else:
+        report = load_published_weights(
+            module,
+            built.weight_map,
+            weights,
+            resize_embeddings=bool(getattr(run.model.config, "resize_embeddings", False)),
+            hf_config=built.hf_config,
+        )
+        logger.info(f"loaded {report.num_tensors} tensors ({report.dtype}) from {weights}")
+        if report.resized:
+            logger.info(f"more rows than published, the rest initialised: {', '.join(report.resized)}")
+        loaded_dtype = report.dtype
+    return ModelOnRanks(built, module, run.loss.build(), loaded_dtype)
+
+
+def build_optimizer(run: RunConfig, module: nn.Module) -> torch.optim.Optimizer:
+    """Optimizer over the trainable parameters, one group per mesh."""
+    named = trainable_parameters(module)
+    if not named:
+        raise ConfigError("model: every parameter is frozen, there is nothing to train")
+    groups = [ParameterGroup(named, [p.ndim <= 1 for _, p in named])]
+    return run.optimizer.build(groups)
+
+
+def build_run_data(
+    run: RunConfig,
+    ranks: Ranks,
+    sources: Sequence[DataSource],
+    tokenizer: Tokenizer,
+    *,
+    global_batch_size: int,
+) -> RunData:
+    """Packs of this rank."""
+    return RunData(
+        sources,
+        packer=run.dataloader.packer.build(),
+        collator=run.dataloader.collator.build(pad_token_id=tokenizer.pad_token_id),
+        pack_max_length=run.dataloader.pack_max_length,
+        global_batch_size=global_batch_size,
+        data_rank=ranks.rank,
+        data_world=ranks.world_size,
+        seed=run.seed,
+    )
+
+
+def use_all_cores() -> None:
+    """Undo torchrun's OMP_NUM_THREADS=1 on the CPU: share the machine's cores among its local ranks."""
+    if not torch.cuda.is_available() and "LOCAL_WORLD_SIZE" in os.environ:
+        local = int(os.environ["LOCAL_WORLD_SIZE"])
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local))

@@ -1,0 +1,438 @@
+"""The loop: take a step's micro-batches, sum their gradients, clip, step, log, save, resume.
+
+One global mean: the whole step's counts, over all ranks and micro-batches, are summed before the first
+forward, and every loss is divided by them there. So the result depends neither on the world size nor on how
+samples are packed or accumulated, up to rounding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from loguru import logger
+
+from pegboard.assemble import (
+    ModelOnRanks,
+    build_model,
+    build_optimizer,
+    build_run_data,
+    find_weights_folder,
+    use_all_cores,
+)
+from pegboard.contracts import Batch, ModelOutput, Tokenizer
+from pegboard.data_loading import DataSource
+from pegboard.device import local_device, peak_memory_gib
+from pegboard.errors import CheckpointError, TrainingError
+from pegboard.parallel import (
+    Ranks,
+    clip_gradients,
+    gradient_norm,
+    join_ranks,
+    leave_ranks,
+    reduce_once_per_step,
+    set_gradient_sync,
+    sum_over_ranks,
+    trainable_parameters,
+)
+from pegboard.preparation import prepare_sources
+from pegboard.run_folder import (
+    MetricsLog,
+    choose_run_dir,
+    describe_environment,
+    start_logging,
+    write_json,
+)
+from pegboard.savers import Saver, SaveRequest
+from pegboard.train_state import load_train_state, newest_checkpoint
+
+if TYPE_CHECKING:
+    from pegboard.plugin_manager import LoadedPlugins
+    from pegboard.run_config import LoadedConfig, RunConfig
+
+__all__ = ["StepResult", "Trainer", "train"]
+
+
+@dataclass
+class StepResult:
+    """Numbers of one optimizer step, global over ranks."""
+
+    loss: float
+    grad_norm: float
+    applied: bool
+    """False if a non-finite gradient made the step be skipped."""
+    counts: Mapping[str, float]
+    source_losses: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+def train(
+    loaded: LoadedConfig,
+    plugins: LoadedPlugins,
+    *,
+    resume: bool = False,
+    trust_remote_code: bool = False,
+) -> None:
+    """Run a validated config to its end. Collective: every rank calls it."""
+    run = loaded.run
+    use_all_cores()
+    device = local_device()
+    weights = find_weights_folder(run.load_from)
+    tokenizer = run.tokenizer.build(trust_remote_code=trust_remote_code)
+    sources, eval_sources = (
+        prepare_sources(
+            entries,
+            work_dir=Path(run.work_dir),
+            tokenizer=tokenizer,
+            model=run.model,
+            num_workers=run.dataloader.num_workers,
+        )
+        for entries in (run.datasets, run.eval.datasets if run.eval else ())
+    )
+
+    ranks = join_ranks(device, run.parallel.replicate_size)
+    torch.manual_seed(run.seed + ranks.rank)  # dropout and the like must differ by rank
+    run_dir = choose_run_dir(run.work_dir, run.run_name, resume=resume)
+    start_logging(run_dir, ranks.rank)
+    if ranks.rank == 0:
+        write_json(run_dir / "config.json", loaded.resolved)
+        write_json(run_dir / "plugins.json", plugins.describe())
+        write_json(run_dir / "environment.json", describe_environment(device, ranks.world_size))
+    trackers = [t.build(run_dir) for t in run.trackers] if ranks.rank == 0 else []
+    metrics_log = MetricsLog(run_dir, trackers, active=ranks.rank == 0)
+    try:
+        Trainer(run, ranks, run_dir, tokenizer, weights, sources, eval_sources, metrics_log).fit(
+            resume=resume
+        )
+    finally:
+        metrics_log.close()
+    leave_ranks()
+
+
+class Trainer:
+    """One run on this rank, from loaded weights to the last save."""
+
+    def __init__(
+        self,
+        run: RunConfig,
+        ranks: Ranks,
+        run_dir: Path,
+        tokenizer: Tokenizer,
+        weights: Path | None,
+        sources: Sequence[DataSource],
+        eval_sources: Sequence[DataSource],
+        metrics_log: MetricsLog,
+    ) -> None:
+        self.run, self.ranks, self.run_dir = run, ranks, run_dir
+        self.tokenizer, self.weights, self.metrics_log = tokenizer, weights, metrics_log
+        self.source_names = [source.name for source in sources]
+        self.data = build_run_data(
+            run, ranks, sources, tokenizer, global_batch_size=run.global_batch_size
+        )
+        self.eval_names = [source.name for source in eval_sources]
+        self.eval_data = (
+            build_run_data(
+                run, ranks, eval_sources, tokenizer, global_batch_size=ranks.world_size
+            )
+            if eval_sources
+            else None
+        )
+        self.model: ModelOnRanks = build_model(run, ranks, tokenizer, weights)
+        self.optimizer = build_optimizer(run, self.model.module)
+        self.savers: list[Saver] = [saver.build() for saver in run.savers]
+        self.parameters = [p for _, p in trainable_parameters(self.model.module)]
+        self.once_per_step = reduce_once_per_step(
+            run.parallel.gradient_reduction, self.model.module, ranks.device
+        )
+        self.total_steps = run.total_steps or self._steps_of_epochs(run.epoch_num or 1)
+        self.schedule = run.lr_schedule.build(self.total_steps)
+        self.step, self.epoch, self.step_in_epoch = 0, 0, 0
+        self.bad_steps_in_a_row, self.bad_steps = 0, 0
+        self._plan_identity = _plan_identity(run, sources)
+        self._stop_asked = False
+
+    def _steps_of_epochs(self, epochs: int) -> int:
+        return sum(self.data.steps_per_epoch(epoch) for epoch in range(epochs))
+
+    def fit(self, *, resume: bool = False) -> None:
+        """Train to the last step, or to the end of the step in which a SIGTERM came."""
+        if resume:
+            self._resume()
+        logger.info(
+            f"{sum(p.numel() for p in self.parameters):,} trainable parameters on {self.ranks.world_size} "
+            f"rank(s), {self.total_steps} steps, gradients reduced "
+            f"{'once per step' if self.once_per_step else 'with each micro-batch'}; run folder {self.run_dir}"
+        )
+        previous = signal.signal(signal.SIGTERM, self._on_sigterm)
+        bar = self._progress_bar()
+        started, started_at = time.perf_counter(), self.step
+        try:
+            while self.step < self.total_steps:
+                begin = time.perf_counter()
+                batches = self.data.micro_batches(self.epoch, self.step_in_epoch)
+                waited = time.perf_counter() - begin
+                result = self.train_step(batches)
+                epoch = self.epoch
+                self._advance()
+                self._guard_finite(result)
+                elapsed = time.perf_counter() - begin
+                pace = (time.perf_counter() - started) / (self.step - started_at)
+                if self.step % self.run.log_every_steps == 0 or self.step == self.total_steps:
+                    self._log(result, elapsed, waited, pace, epoch)
+                bar.update(1)
+                is_last = self.step == self.total_steps or result.counts["stop_asked"] > 0
+                if self.eval_data and self.run.eval:
+                    if self.step % self.run.eval.every_steps == 0 or is_last:
+                        self._log_eval()
+                self._save(is_last)
+                if result.counts["stop_asked"] > 0:
+                    logger.warning(
+                        f"stopped by SIGTERM after step {self.step}; continue with --resume"
+                    )
+                    break
+        finally:
+            bar.close()
+            self.data.close()
+            if self.eval_data:
+                self.eval_data.close()
+            signal.signal(signal.SIGTERM, previous)
+
+    def _advance(self) -> None:
+        self.step += 1
+        self.step_in_epoch += 1
+        if self.step_in_epoch == self.data.steps_per_epoch(self.epoch):
+            self.epoch, self.step_in_epoch = self.epoch + 1, 0
+
+    def train_step(self, batches: Sequence[Batch]) -> StepResult:
+        """One optimizer step over this rank's micro-batches. Collective."""
+        counts = self._step_counts(batches)
+        scales = {n: 1.0 / c if c > 0 else 0.0 for n, c in counts.items()}
+        module, loss = self.model.module, self.model.loss
+        module.train()
+        sums = _SourceSums(len(self.source_names), self.ranks.device)
+        for index, batch in enumerate(batches):
+            on_device = batch.to(self.ranks.device).with_scales(scales)
+            set_gradient_sync(module, not self.once_per_step or index == len(batches) - 1)
+            output: ModelOutput = module(on_device, loss)
+            output.loss.backward()
+            sums.add(on_device, output)
+        norm = gradient_norm(self.parameters, self.ranks)
+        loss_value, source_losses, metrics = sums.reduce(self.source_names, self.ranks)
+        norm_value = float(norm)
+        # The norm is global, so every rank takes the same branch.
+        applied = math.isfinite(norm_value) and math.isfinite(loss_value)
+        if applied:
+            if self.run.max_grad_norm is not None:
+                clip_gradients(self.parameters, norm, self.run.max_grad_norm)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.schedule(self.step + 1, group["base_lr"])
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return StepResult(loss_value, norm_value, applied, counts, source_losses, metrics)
+
+    def _step_counts(self, batches: Sequence[Batch]) -> dict[str, float]:
+        counts = {"tokens": 0.0, "samples": 0.0, "stop_asked": float(self._stop_asked)}
+        for batch in batches:
+            own = dict(self.model.loss.step_counts(batch))
+            if self.model.built.step_counts:
+                own.update(self.model.built.step_counts(batch))
+            own["tokens"] = float(batch.num_tokens)
+            own["samples"] = float(len(batch.keys))
+            for name, value in own.items():
+                counts[name] = counts.get(name, 0.0) + value
+        return sum_over_ranks(counts, self.ranks)
+
+    def _guard_finite(self, result: StepResult) -> None:
+        if result.applied:
+            self.bad_steps_in_a_row = 0
+            return
+        self.bad_steps += 1
+        self.bad_steps_in_a_row += 1
+        logger.warning(
+            f"step {self.step}: loss {result.loss} and gradient norm {result.grad_norm} are not both finite; "
+            f"the step was skipped ({self.bad_steps} so far)"
+        )
+        if self.bad_steps_in_a_row >= self.run.max_bad_steps:
+            raise TrainingError(
+                f"step {self.step}: {self.bad_steps_in_a_row} steps in a row were not finite "
+                f"(max_bad_steps); lower optimizer.lr or look at the data of these steps"
+            )
+
+    def _log(
+        self, result: StepResult, elapsed: float, waited: float, pace: float, epoch: int
+    ) -> None:
+        counts = result.counts
+        metrics = {
+            "loss": result.loss,
+            "lr": float(self.optimizer.param_groups[0]["lr"]),
+            "grad_norm": result.grad_norm,
+            "epoch": float(epoch),
+            "tokens": counts["tokens"],
+            "targets": counts["targets"],
+            "samples": counts["samples"],
+            "tokens_per_s": counts["tokens"] / elapsed,
+            "targets_per_s": counts["targets"] / elapsed,
+            "step_s": elapsed,
+            "data_wait_s": waited,
+            "peak_memory_gib": peak_memory_gib(self.ranks.device),
+            "bad_steps": float(self.bad_steps),
+            **result.metrics,
+            **{f"loss/{name}": value for name, value in result.source_losses.items()},
+        }
+        eta = int(pace * (self.total_steps - self.step))
+        logger.info(
+            f"step {self.step}/{self.total_steps}  loss {result.loss:.4f}  lr {metrics['lr']:.3e}  "
+            f"grad_norm {result.grad_norm:.3f}  {metrics['targets_per_s']:,.0f} targets/s  "
+            f"{metrics['tokens_per_s']:,.0f} tokens/s  {metrics['peak_memory_gib']:.2f} GiB  "
+            f"ETA {eta // 3600}:{eta // 60 % 60:02}:{eta % 60:02}"
+        )
+        self.metrics_log.log(self.step, metrics)
+
+    def evaluate(self) -> dict[str, float]:
+        """Mean loss over the eval datasets, as a whole and per source. Collective."""
+        assert self.eval_data is not None
+        module, loss = self.model.module, self.model.loss
+        module.eval()
+        sums = _SourceSums(len(self.eval_names), self.ranks.device)
+        with torch.no_grad():
+            for step in range(self.eval_data.steps_per_epoch(0)):
+                for batch in self.eval_data.micro_batches(0, step):
+                    scales = {name: 1.0 for name in self._unscaled_names(batch)}
+                    on_device = batch.to(self.ranks.device).with_scales(scales)
+                    sums.add(on_device, module(on_device, loss))
+        _, source_losses, _ = sums.reduce(self.eval_names, self.ranks)
+        return {
+            "eval_loss": sums.mean_loss,
+            **{f"eval_loss/{name}": value for name, value in source_losses.items()},
+        }
+
+    def _unscaled_names(self, batch: Batch) -> set[str]:
+        names = {"tokens", "samples", *self.model.loss.step_counts(batch)}
+        if self.model.built.step_counts:
+            names |= set(self.model.built.step_counts(batch))
+        return names
+
+    def _log_eval(self) -> None:
+        metrics = self.evaluate()
+        logger.info(
+            f"step {self.step}  "
+            + "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        )
+        self.metrics_log.log(self.step, metrics)
+
+    def _save(self, is_last: bool) -> None:
+        for saver in self.savers:
+            if not saver.due(self.step, is_last=is_last):
+                continue
+            written = saver.save(
+                SaveRequest(
+                    step=self.step,
+                    is_last=is_last,
+                    run_dir=self.run_dir,
+                    model=self.model.built,
+                    module=self.model.module,
+                    optimizer=self.optimizer,
+                    tokenizer=self.tokenizer,
+                    loaded_dtype=self.model.loaded_dtype,
+                    source_folder=self.weights,
+                    train_state={
+                        "step": self.step,
+                        "bad_steps": self.bad_steps,
+                        "global_batch_size": self.run.global_batch_size,
+                        "epoch": self.epoch,
+                        "step_in_epoch": self.step_in_epoch,
+                        "plan": self._plan_identity,
+                    },
+                )
+            )
+            if written is not None:
+                logger.info(f"step {self.step}: wrote {written}")
+
+    def _resume(self) -> None:
+        folder = newest_checkpoint(self.run_dir)
+        if folder is None:
+            logger.warning(f"--resume: no checkpoint under {self.run_dir}; starting at step 0")
+            return
+        state = load_train_state(folder, self.model.module, self.optimizer)
+        if state["plan"] != self._plan_identity:
+            raise CheckpointError(
+                f"{folder}: was made with other data, packing, seed or global_batch_size; resume with the "
+                "config it was made with, or start a new run with load_from"
+            )
+        self.step, self.bad_steps = int(state["step"]), int(state["bad_steps"])
+        self.epoch, self.step_in_epoch = int(state["epoch"]), int(state["step_in_epoch"])
+        logger.info(f"resumed from {folder} at step {self.step}")
+
+    def _on_sigterm(self, signum: int, frame: Any) -> None:
+        del signum, frame
+        self._stop_asked = True  # told to the others with the next step's counts
+
+    def _progress_bar(self) -> Any:
+        from tqdm import tqdm
+
+        return tqdm(
+            total=self.total_steps,
+            initial=self.step,
+            unit="step",
+            # Only on a terminal, and only once.
+            disable=None if self.ranks.rank == 0 else True,
+        )
+
+
+def _plan_identity(run: RunConfig, sources: Sequence[DataSource]) -> str:
+    """Changes with anything that changes which samples a step sees."""
+    digest = hashlib.sha256()
+    for source in sources:
+        digest.update(f"{source.name}\0{source.sample_ratio}\0".encode())
+        digest.update(source.store.lengths.tobytes())
+    packer = run.dataloader.packer
+    digest.update(f"{type(packer).__name__} {packer.config!r}".encode())
+    digest.update(f"{run.dataloader.pack_max_length} {run.seed} {run.global_batch_size}".encode())
+    return digest.hexdigest()[:32]
+
+
+class _SourceSums:
+    """Loss sums and counts by source, kept on the device until they are reduced once."""
+
+    def __init__(self, num_sources: int, device: torch.device) -> None:
+        self._loss = torch.zeros((), dtype=torch.float64, device=device)
+        self._sums = torch.zeros(2, num_sources, dtype=torch.float64, device=device)
+        self._metrics: dict[str, torch.Tensor] = {}
+        self.mean_loss = math.nan
+
+    def add(self, batch: Batch, output: ModelOutput) -> None:
+        targets = batch.targets
+        weights_K = targets.weights_K.double()
+        self._loss += output.loss.detach()
+        self._sums[0].index_add_(
+            0, targets.source_ids_K, output.token_losses_K.double() * weights_K
+        )
+        self._sums[1].index_add_(0, targets.source_ids_K, weights_K)
+        for name, value in output.metrics.items():
+            self._metrics[name] = self._metrics.get(name, 0.0) + value.detach().double()
+
+    def reduce(
+        self, names: Sequence[str], ranks: Ranks
+    ) -> tuple[float, dict[str, float], dict[str, float]]:
+        """(loss, mean loss by source, metrics), global. One all-reduce and one host sync."""
+        extra = [self._metrics[name].reshape(1) for name in sorted(self._metrics)]
+        flat = torch.cat([self._loss.reshape(1), self._sums.flatten(), *extra])
+        if ranks.world_size > 1:
+            dist.all_reduce(flat)
+        loss, *rest = flat.tolist()
+        sums, counts = rest[: len(names)], rest[len(names) : 2 * len(names)]
+        self.mean_loss = sum(sums) / sum(counts) if sum(counts) else math.nan
+        by_source = {n: s / c for n, s, c in zip(names, sums, counts, strict=True) if c > 0}
+        return (
+            loss,
+            by_source,
+            dict(zip(sorted(self._metrics), rest[2 * len(names) :], strict=True)),
+        )
