@@ -1,0 +1,43 @@
+"""The collators as a config names them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from pegboard import CollatorComponent, ComponentConfig
+
+if TYPE_CHECKING:
+    from pegboard.contracts import Collator
+
+__all__ = ["SFTLLMCollator"]
+
+
+class SFTLLMCollator(CollatorComponent):
+    """Flattens the text examples of a pack into one row, with targets at supervised positions only."""
+
+    known_as: ClassVar[tuple[str, ...]] = ("sft_llm_collator", "sft_collator")
+
+    class Config(ComponentConfig):
+        pad_to_multiple_of: int | None = Field(
+            default=None,
+            ge=1,
+            description="Pad the end of each row to a multiple of this many tokens.",
+        )
+        loss_reduction: Literal["token", "sample", "square"] = Field(
+            default="token",
+            description="Weight of a token's loss: token = 1; sample = 1/n, so that samples count equally; "
+            "square = 1/sqrt(n); n is the number of supervised tokens of its sample.",
+        )
+
+    config: Config
+
+    def build(self, *, pad_token_id: int) -> Collator:
+        from .text import TextCollator
+
+        return TextCollator(
+            pad_token_id=pad_token_id,
+            pad_to_multiple_of=self.config.pad_to_multiple_of or 1,
+            loss_reduction=self.config.loss_reduction,
+        )

@@ -1,0 +1,106 @@
+"""The JSON-lines datasets as a config names them; files are opened by `build` only."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from pegboard import ComponentConfig, DatasetComponent, Problem
+
+if TYPE_CHECKING:
+    from pegboard.contracts import Dataset
+    from pegboard.run_config import RunConfig
+
+__all__ = ["JsonlDataset", "VLMJsonlDataset", "find_jsonl_files"]
+
+
+class JsonlDataset(DatasetComponent):
+    """Records from a .jsonl file, or from every .jsonl file under a folder."""
+
+    known_as: ClassVar[tuple[str, ...]] = ("jsonl", "json_lines", "openai_jsonl")
+
+    class Config(ComponentConfig):
+        anno_path: str = Field(
+            min_length=1,
+            description="A file of JSON lines, or a folder searched recursively for *.jsonl "
+            "(sorted by path; hidden files and folders are left out).",
+        )
+        max_records: int | None = Field(
+            default=None,
+            ge=1,
+            description="Use only the first this many records; for trying things out.",
+        )
+
+    config: Config
+
+    def check(self, run: RunConfig, path: tuple[str | int, ...]) -> Iterable[Problem]:
+        del run
+        anno_path = self.config.anno_path
+        if not os.path.exists(anno_path):
+            yield Problem((*path, "anno_path"), f"no file or folder at {anno_path!r}")
+        elif not find_jsonl_files(anno_path):
+            yield Problem((*path, "anno_path"), f"no *.jsonl file under the folder {anno_path!r}")
+
+    def build(self, name: str) -> Dataset:
+        from .reading import JsonlRecords
+
+        return JsonlRecords(
+            name,
+            find_jsonl_files(self.config.anno_path),
+            anno_path=self.config.anno_path,
+            max_records=self.config.max_records,
+        )
+
+
+class VLMJsonlDataset(JsonlDataset):
+    """Records that may name images, from a .jsonl file or every .jsonl file under a folder."""
+
+    known_as: ClassVar[tuple[str, ...]] = ("vlm_jsonl", "mllm_jsonl", "multimodal_jsonl")
+
+    class Config(JsonlDataset.Config):
+        media_root: str | None = Field(
+            default=None, description="Folder that relative media paths in the records start from."
+        )
+
+    config: Config
+
+    def check(self, run: RunConfig, path: tuple[str | int, ...]) -> Iterable[Problem]:
+        yield from super().check(run, path)
+        root = self.config.media_root
+        if root is not None and not os.path.isdir(root):
+            yield Problem((*path, "media_root"), f"no folder at {root!r}")
+
+    def build(self, name: str) -> Dataset:
+        from .reading import JsonlRecords
+
+        return JsonlRecords(
+            name,
+            find_jsonl_files(self.config.anno_path),
+            anno_path=self.config.anno_path,
+            max_records=self.config.max_records,
+            media_root=self.config.media_root,
+        )
+
+
+def find_jsonl_files(anno_path: str) -> tuple[str, ...]:
+    """The files that `anno_path` means, sorted by path; none if it is a folder without any, or nothing."""
+    if not os.path.isdir(anno_path):
+        return (anno_path,) if os.path.exists(anno_path) else ()
+    found: list[str] = []
+    seen: set[str] = set()
+    for folder, folders, files in os.walk(anno_path, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link to a folder already walked, or a circle of links
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [
+            os.path.join(folder, name)
+            for name in files
+            if name.endswith(".jsonl") and not name.startswith(".")
+        ]
+    return tuple(sorted(found))

@@ -1,0 +1,59 @@
+"""sample_ratio is whole copies and a deterministic fraction of the dataset."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from pegboard import ConfigError
+from pegboard.sampling import sample_indices
+
+
+@pytest.mark.parametrize("num", [1, 2, 7, 100, 1003])
+@pytest.mark.parametrize("ratio", [0.3, 0.5, 1.0, 1.1, 1.5, 2.0, 3.25])
+def test_each_index_appears_floor_or_ceil_of_the_ratio(num: int, ratio: float) -> None:
+    indices = sample_indices(num, ratio, 0, "d", 0)
+    assert indices.dtype == np.int64
+    count = max(round(ratio * num), 1)
+    assert len(indices) == count
+    times = Counter(indices.tolist())
+    assert all(0 <= index < num for index in times)
+    low, rest = divmod(count, num)
+    assert Counter(times[index] for index in range(num)) == Counter({low: num - rest}) + Counter(
+        {low + 1: rest}
+    )
+
+
+def test_the_fraction_depends_on_seed_and_name_only() -> None:
+    first = sample_indices(100, 0.3, 1, "d", 0)
+    np.random.default_rng(0).random(5)
+    assert np.array_equal(first, sample_indices(100, 0.3, 1, "d", 0))
+    assert not np.array_equal(first, sample_indices(100, 0.3, 2, "d", 0))
+    assert not np.array_equal(first, sample_indices(100, 0.3, 1, "e", 0))
+
+
+def test_the_fraction_is_drawn_over_the_whole_dataset() -> None:
+    indices = sample_indices(10_000, 0.1, 0, "d", 0)
+    parts = np.bincount(indices // 1000, minlength=10)
+    assert parts.min() > 60 and parts.max() < 140
+
+
+def test_over_the_epochs_every_record_has_its_turn() -> None:
+    times = Counter(
+        i for epoch in range(10) for i in sample_indices(10, 0.3, 0, "d", epoch).tolist()
+    )
+    assert set(times.values()) == {3} and len(times) == 10
+
+
+def test_nothing_is_drawn_from_nothing_and_something_from_something() -> None:
+    assert len(sample_indices(0, 2.0, 0, "d", 0)) == 0
+    assert len(sample_indices(5, 0.0, 0, "d", 0)) == 0
+    assert len(sample_indices(3, 0.01, 0, "d", 0)) == 1
+
+
+@pytest.mark.parametrize("ratio", [-0.1, float("nan"), float("inf")])
+def test_a_ratio_that_means_nothing_is_an_error(ratio: float) -> None:
+    with pytest.raises(ConfigError, match="dataset 'd': sample_ratio"):
+        sample_indices(5, ratio, 0, "d", 0)

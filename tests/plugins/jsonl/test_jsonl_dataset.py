@@ -1,0 +1,123 @@
+"""A JSON-lines dataset is its files in sorted order, with the place of every record."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pegboard import DataError, SampleKey
+from pegboard_plugins.jsonl import JsonlDataset, VLMJsonlDataset, reading
+
+NO_RUN: Any = None
+
+
+def dataset(anno_path: Path, **fields: Any) -> JsonlDataset:
+    return JsonlDataset(JsonlDataset.Config(anno_path=str(anno_path), **fields))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """b.jsonl has 2 records, a/z.jsonl 1, c.jsonl 3; the rest is not data."""
+    root = tmp_path / "data"
+    for name, numbers in {"b.jsonl": [0, 1], "a/z.jsonl": [2], "c.jsonl": [3, 4, 5]}.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps({"n": n}) + "\n" for n in numbers))
+    (root / "notes.txt").write_text("not data")
+    (root / ".hidden.jsonl").write_text("not data")
+    (root / ".cache").mkdir()
+    (root / ".cache" / "x.jsonl").write_text("not data")
+    os.symlink(root, root / "a" / "circle")
+    return root
+
+
+def test_a_folder_is_its_files_sorted_by_path(folder: Path) -> None:
+    records = dataset(folder).build("d")
+    assert [records[i]["n"] for i in range(len(records))] == [2, 0, 1, 3, 4, 5]
+    with pytest.raises(IndexError):
+        records[6]
+
+
+def test_a_key_is_the_file_and_line_of_its_record(folder: Path) -> None:
+    records = dataset(folder).build("d")
+    for i in range(len(records)):
+        key = records.key(i)
+        assert key == SampleKey("d", key.file, key.line, 0)
+        line = Path(key.file).read_text().splitlines()[key.line - 1]
+        assert json.loads(line) == records[i]
+
+
+def test_a_bad_line_of_a_later_file_is_named(folder: Path) -> None:
+    (folder / "c.jsonl").write_text('{"n": 3}\nnonsense\n{"n": 5}\n')
+    records = dataset(folder).build("d")
+    with pytest.raises(DataError, match=r"c\.jsonl:2: invalid JSON"):
+        records[4]
+    assert records[5]["n"] == 5
+
+
+def test_an_empty_file_in_a_folder_is_named(folder: Path) -> None:
+    (folder / "b.jsonl").write_text("")
+    with pytest.raises(DataError, match=r"b\.jsonl:1: the file is empty"):
+        dataset(folder).build("d")
+
+
+def test_max_records_keeps_the_first(folder: Path) -> None:
+    records = dataset(folder, max_records=2).build("d")
+    assert [records[i]["n"] for i in range(len(records))] == [2, 0]
+    assert len(dataset(folder, max_records=100).build("d")) == 6
+
+
+def test_few_files_stay_open_and_all_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "_MAX_OPEN_FILES", 1)
+    records = dataset(folder).build("d")
+    assert [records[i]["n"] for i in (5, 0, 1, 5, 2)] == [5, 2, 0, 5, 1]
+
+
+def test_a_pickled_dataset_is_the_same(folder: Path) -> None:
+    records = dataset(folder).build("d")
+    records[0]
+    copy = pickle.loads(pickle.dumps(records))
+    assert [copy[i] for i in range(6)] == [records[i] for i in range(6)]
+    assert copy.fingerprint() == records.fingerprint()
+
+
+def test_the_fingerprint_follows_size_time_and_selection(folder: Path) -> None:
+    prints = [dataset(folder).build("d").fingerprint()]
+    assert dataset(folder).build("other name").fingerprint() == prints[0]
+    prints.append(dataset(folder, max_records=3).build("d").fingerprint())
+    stat = (folder / "b.jsonl").stat()
+    os.utime(folder / "b.jsonl", ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    prints.append(dataset(folder).build("d").fingerprint())
+    with open(folder / "b.jsonl", "a") as file:
+        file.write('{"n": 9}\n')
+    os.utime(folder / "b.jsonl", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    prints.append(dataset(folder).build("d").fingerprint())
+    assert len(set(prints)) == 4
+
+
+def test_check_reports_what_is_missing(tmp_path: Path, folder: Path) -> None:
+    place = ("datasets", 0, "dataset")
+    (tmp_path / "bare").mkdir()
+    assert not list(dataset(folder).check(NO_RUN, place))
+    for path in (tmp_path / "nowhere.jsonl", tmp_path / "bare"):
+        (problem,) = dataset(path).check(NO_RUN, place)
+        assert problem.path == (*place, "anno_path")
+        assert path.name in problem.message
+    config = VLMJsonlDataset.Config(anno_path=str(folder), media_root=str(tmp_path / "no images"))
+    (problem,) = VLMJsonlDataset(config).check(NO_RUN, place)
+    assert problem.path == (*place, "media_root")
+
+
+def test_a_vision_dataset_gives_text_and_image_records_as_they_are(tmp_path: Path) -> None:
+    content = [{"type": "image_url", "image_url": {"url": "a.png"}}, {"type": "text", "text": "?"}]
+    lines = [{"messages": [{"role": "user", "content": text}]} for text in ("hello", content)]
+    path = tmp_path / "x.jsonl"
+    path.write_text("\n".join(json.dumps(line) for line in lines))
+    config = VLMJsonlDataset.Config(anno_path=str(path), media_root=str(tmp_path))
+    records = VLMJsonlDataset(config).build("v")
+    assert [records[i] for i in range(2)] == lines
