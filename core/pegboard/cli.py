@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         description="A trainer that is mostly plugins; `pegboard X.json` means `train X.json`.",
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=_Version())
+    parser.add_argument("--version", action=_ShowVersion, nargs=0, help="print the version")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, (run, summary) in _COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
@@ -114,16 +114,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-class _Version(str):
-    """The version, looked up only when argparse prints it."""
+class _ShowVersion(argparse.Action):
+    """Looks the version up only when it is asked for."""
 
-    def __mod__(self, _: object) -> str:
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from importlib import metadata
 
         try:
-            return f"pegboard {metadata.version('pegboard')}"
+            print(f"pegboard {metadata.version('pegboard')}")
         except metadata.PackageNotFoundError:
-            return "pegboard (a checkout that is not installed)"
+            print("pegboard (a checkout that is not installed)")
+        parser.exit()
 
 
 def _train(arguments: argparse.Namespace) -> int:

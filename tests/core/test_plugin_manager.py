@@ -1,4 +1,4 @@
-"""Plugins are found in a fixed order, load all or nothing, and a broken one never stops the rest."""
+"""Plugins load in a fixed order, all or nothing, and a broken one never stops the rest."""
 
 from __future__ import annotations
 
@@ -99,8 +99,7 @@ BROKEN = {
     ),
     "wrong_kind": (
         SOUND.format(name="PegBad").replace("register_losses", "register_packers"),
-        "peg_bad.py:11: packer 'PegBad' is a LossComponent, not a PackerComponent; "
-        "offer it in register_losses",
+        "peg_bad.py:11: packer 'PegBad' is a LossComponent, not a PackerComponent; offer it in",
     ),
     "no_docstring": (
         SOUND.format(name="PegBad").replace('    """A loss of PegBad."""\n', ""),

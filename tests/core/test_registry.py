@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -46,7 +47,7 @@ class TinyModel(ModelComponent):
     """A model."""
 
     hf_model_types = ("tiny",)
-    presets = {"tiny-1b": {"hidden_size": 8}}
+    presets = MappingProxyType({"tiny-1b": {"hidden_size": 8}})
 
     def build(self) -> Any:
         return None
@@ -163,7 +164,7 @@ class _NoBuild(LossComponent):
 class _ConfigOfNothing(PlainLoss):
     """A loss."""
 
-    class Config:  # type: ignore[assignment]
+    class Config:
         pass
 
     config: Config
