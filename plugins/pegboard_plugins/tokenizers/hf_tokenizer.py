@@ -1,0 +1,213 @@
+"""A transformers tokenizer behind Pegboard's Tokenizer contract.
+
+Encoding goes to the Rust tokenizer directly where there is one; rendering goes to transformers, so that text
+and ids equal its `apply_chat_template` by construction.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pegboard.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as RustTokenizer
+
+__all__ = ["FastTransformersTokenizer", "TransformersTokenizer", "load_hf_tokenizer", "wrap_tokenizer"]
+
+_PROBE_ANSWER = "pegboardprobe"
+
+
+def load_hf_tokenizer(
+    path: str, *, chat_template_file: str | None = None, trust_remote_code: bool = False
+) -> TransformersTokenizer:
+    """Open a folder or a hub id with AutoTokenizer.
+
+    Raises:
+        ConfigError: it can't be opened.
+    """
+    from transformers import AutoTokenizer
+
+    local = Path(path).expanduser()
+    source = str(local) if local.is_dir() else path
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        line = " ".join(str(error).split())
+        raise ConfigError(f"tokenizer.path: '{path}' can't be opened as a tokenizer: {line}") from error
+    if chat_template_file is not None:
+        try:
+            tokenizer.chat_template = Path(chat_template_file).expanduser().read_text(encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(
+                f"tokenizer.chat_template: '{chat_template_file}': {error.strerror}"
+            ) from error
+    return wrap_tokenizer(tokenizer, generation_eos=_generation_eos(source))
+
+
+def wrap_tokenizer(tokenizer: Any, *, generation_eos: Sequence[int] = ()) -> TransformersTokenizer:
+    """Wrap a PreTrainedTokenizerFast, or any other PreTrainedTokenizerBase (encoded without offsets).
+
+    Args:
+        generation_eos: end-of-turn ids of the model's generation_config.json.
+    """
+    fast = getattr(tokenizer, "is_fast", False)
+    cls = FastTransformersTokenizer if fast else TransformersTokenizer
+    return cls(tokenizer, generation_eos)
+
+
+class TransformersTokenizer:
+    """A tokenizer of transformers; see `pegboard.contracts.Tokenizer`."""
+
+    def __init__(self, tokenizer: Any, generation_eos: Sequence[int] = ()) -> None:
+        self._tokenizer = tokenizer
+        vocabulary = tokenizer.get_vocab()
+        self.vocab_size: int = 1 + max(vocabulary.values())
+        self._added: dict[str, int] = dict(tokenizer.get_added_vocab())
+        ids = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+        ids += [int(i) for i in generation_eos]
+        ids += self._template_end()
+        self.eos_token_ids: tuple[int, ...] = tuple(dict.fromkeys(ids))
+        pad = tokenizer.pad_token_id
+        self.pad_token_id: int = int(pad) if pad is not None else (ids[0] if ids else 0)
+
+    @property
+    def chat_template(self) -> str | None:
+        template = self._tokenizer.chat_template
+        if isinstance(template, Mapping):
+            template = template.get("default")
+        return template if isinstance(template, str) else None
+
+    def encode(self, text: str, *, special_tokens: bool = True) -> list[int]:
+        if special_tokens:
+            return list(self._tokenizer.encode(text, add_special_tokens=False))
+        return list(
+            self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        )
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return str(
+            self._tokenizer.decode(
+                [int(i) for i in ids],
+                skip_special_tokens=False,
+                clean_up_tokenization_spaces=False,
+            )
+        )
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = False,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
+        return str(
+            self._tokenizer.apply_chat_template(
+                list(messages),
+                tools=None if tools is None else list(tools),
+                add_generation_prompt=add_generation_prompt,
+                tokenize=False,
+                **(template_kwargs or {}),
+            )
+        )
+
+    def save(self, folder: str) -> None:
+        self._tokenizer.save_pretrained(folder)
+
+    def fingerprint(self) -> str:
+        state = {
+            "class": type(self._tokenizer).__name__,
+            "content": self._content(),
+            "template": self._tokenizer.chat_template,
+            "special": {k: str(v) for k, v in self._tokenizer.special_tokens_map.items()},
+            "eos": self.eos_token_ids,
+        }
+        return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+    def _content(self) -> Any:
+        return [sorted(self._tokenizer.get_vocab().items()), repr(self._tokenizer.init_kwargs)]
+
+    def _template_end(self) -> list[int]:
+        """Id of the added token that the template writes right after an answer.
+
+        It is the end of a turn even where `eos_token` names another (Qwen3-Base, Phi-3).
+        """
+        if self.chat_template is None:
+            return []
+        from jinja2 import TemplateError
+
+        try:
+            text = self.render(
+                [
+                    {"role": "user", "content": "a"},
+                    {"role": "assistant", "content": _PROBE_ANSWER},
+                ]
+            )
+        except (TemplateError, TypeError, ValueError, KeyError):
+            return []
+        before, found, tail = text.rpartition(_PROBE_ANSWER)
+        del before
+        if not found:
+            return []
+        ends = [token for token in self._added if token and tail.startswith(token)]
+        return [self._added[max(ends, key=len)]] if ends else []
+
+
+class FastTransformersTokenizer(TransformersTokenizer):
+    """One with a Rust tokenizer, which knows where its tokens lie."""
+
+    def __init__(self, tokenizer: Any, generation_eos: Sequence[int] = ()) -> None:
+        super().__init__(tokenizer, generation_eos)
+        self._rust: RustTokenizer = tokenizer.backend_tokenizer
+        self._rust.no_truncation()
+        self._rust.no_padding()
+        self._plain: RustTokenizer | None = None
+
+    def encode(self, text: str, *, special_tokens: bool = True) -> list[int]:
+        rust = self._rust if special_tokens else self._without_added_tokens()
+        return list(rust.encode(text, add_special_tokens=False).ids)
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids, and for each the (start, end) of its characters in `text`, in order."""
+        encoding = self._rust.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
+    def _content(self) -> Any:
+        return self._rust.to_str()
+
+    def _without_added_tokens(self) -> RustTokenizer:
+        if self._plain is None:
+            from tokenizers import Tokenizer as RustTokenizer
+
+            state = json.loads(self._rust.to_str())
+            state["added_tokens"] = []
+            state["post_processor"] = None
+            self._plain = RustTokenizer.from_str(json.dumps(state))
+        return self._plain
+
+
+def _generation_eos(source: str) -> list[int]:
+    """End-of-turn ids in generation_config.json, [] if there is none."""
+    from transformers.utils import cached_file
+
+    file = cached_file(
+        source,
+        "generation_config.json",
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if file is None:
+        return []
+    try:
+        ids = json.loads(Path(file).read_text(encoding="utf-8")).get("eos_token_id")
+    except ValueError as error:
+        raise ConfigError(f"{file}: not JSON: {error}") from error
+    if ids is None:
+        return []
+    return [int(i) for i in ids] if isinstance(ids, list) else [int(ids)]

@@ -1,0 +1,87 @@
+"""HFTokenizer opens a folder, knows every token that ends a turn, and names what is wrong with a path."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pegboard.errors import ConfigError
+from pegboard_plugins.tokenizers.component import ByteTokenizer, HFTokenizer
+
+AT = ("tokenizer",)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    ByteTokenizer(ByteTokenizer.Config()).build().save(str(tmp_path))
+    return tmp_path
+
+
+def opened(**fields):
+    return HFTokenizer(HFTokenizer.Config(**fields)).build()
+
+
+def problems(**fields):
+    return list(HFTokenizer(HFTokenizer.Config(**fields)).check(None, AT))
+
+
+def test_a_saved_tokenizer_reopens_with_the_same_ids(folder, tmp_path):
+    byte = ByteTokenizer(ByteTokenizer.Config()).build()
+    tokenizer = opened(path=str(folder))
+    text = byte.render([{"role": "user", "content": "h\u00e9"}, {"role": "assistant", "content": "b"}])
+    assert tokenizer.encode(text) == byte.encode(text)
+    tokenizer.save(str(tmp_path / "again"))
+    assert opened(path=str(tmp_path / "again")).encode(text) == byte.encode(text)
+
+
+def test_end_ids_join_tokenizer_generation_config_and_template(folder):
+    settings = folder / "tokenizer_config.json"
+    config = json.loads(settings.read_text())
+    settings.write_text(json.dumps({**config, "eos_token": "<|endoftext|>"}))
+    assert opened(path=str(folder)).eos_token_ids == (256, 258)
+    (folder / "generation_config.json").write_text('{"eos_token_id": [256, 262]}')
+    assert opened(path=str(folder)).eos_token_ids == (256, 262, 258)
+
+
+def test_a_template_file_replaces_the_tokenizers_own(folder, tmp_path):
+    own = opened(path=str(folder))
+    file = tmp_path / "t.jinja"
+    file.write_text("{% for m in messages %}[{{ m.content }}]{% endfor %}")
+    tokenizer = opened(path=str(folder), chat_template=str(file))
+    assert tokenizer.render([{"role": "user", "content": "a"}]) == "[a]"
+    assert tokenizer.fingerprint() != own.fingerprint()
+
+
+def test_check_names_a_missing_folder_an_empty_one_and_a_missing_template(folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert problems(path=str(folder)) == []
+    assert problems(path="owner/name") == []
+    for missing in (str(tmp_path / "no"), "./no", "~/surely/not/there", "no/"):
+        (problem,) = problems(path=missing)
+        assert problem.path == ("tokenizer", "path") and missing in problem.message
+    (problem,) = problems(path=str(tmp_path / "empty"))
+    assert "holds no tokenizer" in problem.message
+    (problem,) = problems(path=str(folder), chat_template=str(tmp_path / "no.jinja"))
+    assert problem.path == ("tokenizer", "chat_template")
+
+
+def test_a_folder_that_is_no_tokenizer_fails_in_one_line(tmp_path):
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(ConfigError) as error:
+        opened(path=str(tmp_path))
+    assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
+
+
+def test_published_qwen3_keeps_its_ids():
+    folder = Path(__file__).resolve().parents[4] / "shared" / "assets" / "qwen3_tokenizer"
+    if not folder.is_dir():
+        pytest.skip("the Qwen3 tokenizer is not on this machine")
+    tokenizer = opened(path=str(folder))
+    assert tokenizer.encode("hello world") == [14990, 1879]
+    assert tokenizer.vocab_size == 151669
+    assert 151645 in tokenizer.eos_token_ids
+    assert tokenizer.encode("<|im_end|>") == [151645]
+    plain = tokenizer.encode("<|im_end|>", special_tokens=False)
+    assert 151645 not in plain and tokenizer.decode(plain) == "<|im_end|>"
