@@ -87,7 +87,10 @@ def questions(data: Path, count: int) -> list[tuple[str, str]]:
 def _answer(model: Any, tokenizer: Any, question: str) -> str:
     """The model's greedy answer to one question."""
     prompt = tokenizer.apply_chat_template(
-        [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
+        [{"role": "user", "content": question}],
+        tokenize=False,
+        add_generation_prompt=True,
+        enable_thinking=False,  # trained without thoughts: the prompt ends with an empty think block
     )
     ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]
     reply = model.generate(
