@@ -19,7 +19,14 @@ from typing import Any
 
 from pegboard.errors import ConfigError
 
-__all__ = ["ConfigSource", "JsonPath", "JsonSyntaxError", "format_path", "load_layers", "parse_json"]
+__all__ = [
+    "ConfigSource",
+    "JsonPath",
+    "JsonSyntaxError",
+    "format_path",
+    "load_layers",
+    "parse_json",
+]
 
 JsonPath = tuple[str | int, ...]
 
@@ -94,7 +101,9 @@ def parse_json(text: str, name: str = "<text>") -> ConfigSource:
     problems: list[tuple[str, str]] = []
     root = _Scanner(text, name, problems).document()
     if not isinstance(root.value, dict):
-        raise JsonSyntaxError(f"{root.place}: expected an object '{{...}}', found {_kind(root.value)}")
+        raise JsonSyntaxError(
+            f"{root.place}: expected an object '{{...}}', found {_kind(root.value)}"
+        )
     return ConfigSource(_plain(root), root, tuple(problems))
 
 
@@ -172,7 +181,9 @@ class _Scanner:
     def complaint(self, at: int) -> str:
         word = _WORD.match(self.text, at)
         if word and word.group() in _MISSPELT:
-            return f"expected a value, found {word.group()}; JSON spells it {_MISSPELT[word.group()]}"
+            return (
+                f"expected a value, found {word.group()}; JSON spells it {_MISSPELT[word.group()]}"
+            )
         if self.text.startswith(("NaN", "Infinity", "-Infinity"), at):
             return "NaN and Infinity are not JSON; write a finite number"
         if self.text.startswith("'", at):
@@ -225,14 +236,17 @@ class _Scanner:
             key, at = self.string(at)
             at = self.skip(at)
             if not self.text.startswith(":", at):
-                raise self.fail(at, f"expected ':' after the key {ascii(key)}, found {self.found(at)}")
+                raise self.fail(at, f"expected ':' after the key {key!a}, found {self.found(at)}")
             item, at = self.value(self.skip(at + 1), (*path, key))
             item.key_place = key_place
             if key in node.value and key != "$comment":
                 first = node.value[key].key_place
                 where = format_path((*path, key))
                 self.problems.append(
-                    (key_place, f"{where}: duplicate key {key!r}, first at {first}; keep one of them")
+                    (
+                        key_place,
+                        f"{where}: duplicate key {key!r}, first at {first}; keep one of them",
+                    )
                 )
             node.value[key] = item
             at, ended = self.separator(at, "}")
@@ -255,7 +269,9 @@ class _Scanner:
 def _load_file(path: str, above: tuple[str, ...], problems: list[tuple[str, str]]) -> _Node:
     root = _Scanner(_read(path), path, problems).document()
     if not isinstance(root.value, dict):
-        raise JsonSyntaxError(f"{root.place}: expected an object '{{...}}', found {_kind(root.value)}")
+        raise JsonSyntaxError(
+            f"{root.place}: expected an object '{{...}}', found {_kind(root.value)}"
+        )
     root.value.pop("$schema", None)
     base = root.value.pop("extends", None)
     if base is None:
@@ -284,7 +300,9 @@ def _read(path: str) -> str:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         column = error.start - (content.rfind(b"\n", 0, error.start) + 1) + 1
-        raise JsonSyntaxError(f"{path}:{line}:{column}: not UTF-8 text; save the file as UTF-8") from None
+        raise JsonSyntaxError(
+            f"{path}:{line}:{column}: not UTF-8 text; save the file as UTF-8"
+        ) from None
 
 
 def _merge(base: _Node, top: _Node) -> _Node:
@@ -349,7 +367,9 @@ def _override_value(text: str, place: str, problems: list[tuple[str, str]]) -> _
         node = _Scanner(text, place, problems).document()
     except JsonSyntaxError as error:
         if text[0] in '{["' or _NUMBER.fullmatch(text):
-            raise ConfigError(f"{place}: not JSON: {str(error).removeprefix(place + ':')}") from None
+            raise ConfigError(
+                f"{place}: not JSON: {str(error).removeprefix(place + ':')}"
+            ) from None
         return _Node(text, place, place)
     return _placed(node, place)
 

@@ -106,7 +106,7 @@ def test_duplicate_keys_are_all_reported_with_both_places() -> None:
         ('{"a": 1e400}', "1:7", "beyond the range"),
         ('{"a": True}', "1:7", "spells it true"),
         ("{'a': 1}", "1:2", "double quotes"),
-        ('{"a": \'x\'}', "1:7", "double quotes"),
+        ("{\"a\": 'x'}", "1:7", "double quotes"),
         ('{"a": 1 "b": 2}', "1:9", "expected ',' or '}'"),
         ('{"a" 1}', "1:6", "expected ':'"),
         ('{"a": "x\ny"}', "1:9", "bad string"),
@@ -195,7 +195,8 @@ def test_extends_that_goes_round_or_nowhere_is_an_error(tmp_path: Path) -> None:
 def test_overrides_take_json_or_a_bare_word_and_cite_themselves(tmp_path: Path) -> None:
     path = write(tmp_path, "a.json", {"l": [{"x": 1}], "n": None})
     source = load_layers(
-        path, ["o.lr=1e-5", "l[0].x=data/x.jsonl", 's="3"', "i=3", "n.m=true", 'j={"k": [1]}', "w=a=b"]
+        path,
+        ["o.lr=1e-5", "l[0].x=data/x.jsonl", 's="3"', "i=3", "n.m=true", 'j={"k": [1]}', "w=a=b"],
     )
     assert source.data == {
         "l": [{"x": "data/x.jsonl"}],
@@ -228,7 +229,9 @@ def test_overrides_take_json_or_a_bare_word_and_cite_themselves(tmp_path: Path) 
         ("extends=b.json", "only stand in a file"),
     ],
 )
-def test_an_override_that_fits_nowhere_is_refused(tmp_path: Path, override: str, words: str) -> None:
+def test_an_override_that_fits_nowhere_is_refused(
+    tmp_path: Path, override: str, words: str
+) -> None:
     path = write(tmp_path, "a.json", {"l": [1], "s": 1})
     with pytest.raises(ConfigError, match=re.escape(words)) as caught:
         load_layers(path, [override])

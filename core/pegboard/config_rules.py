@@ -1,0 +1,295 @@
+"""What a config may leave out, and the rules between its parts.
+
+Both work on plain JSON data, before and beside pydantic: defaults that depend on another section are written in
+(so a dump shows them), and a rule still speaks when some unrelated part of the config is wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pegboard.component import CollatorComponent, Component, ModelComponent, Problem
+from pegboard.component_field import DATASET_OPTIONS, merge_fields, model_fields_of, shown
+from pegboard.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pegboard.registry import Registry
+
+__all__ = ["check_rules", "dataset_lists", "fill_in"]
+
+DEFAULT_COLLATOR = "SFTLLMCollator"
+DEFAULT_PACK_MAX_LENGTH = 4096
+
+
+def fill_in(data: dict[str, Any], registry: Registry) -> list[Problem]:
+    """Write into `data` what follows from other sections; returns what stood in the way.
+
+    The model's fields come from its preset, then `config.json` of `load_from`, then the JSON, the last one
+    winning. A dataset's name, sample ratio and policy move up to its entry.
+    """
+    problems = list(_fill_model(data, registry))
+    if data.get("tokenizer") is None and isinstance(data.get("load_from"), str):
+        data["tokenizer"] = {"class_name": "HFTokenizer", "path": data["load_from"]}
+    problems += _fill_collator(data, registry)
+    for path, entries in dataset_lists(data):
+        problems += _lift_dataset_options(path, entries)
+    return problems
+
+
+def check_rules(data: Mapping[str, Any], registry: Registry) -> Iterator[Problem]:
+    """Problems between sections, as far as each rule's own inputs can be read. `data` is filled in."""
+    yield from _check_length(data)
+    yield from _check_load_from(data)
+    yield from _check_collator(data, registry)
+    yield from _check_max_lengths(data, registry)
+    for path, entries in dataset_lists(data):
+        yield from _check_names(path, entries)
+
+
+def dataset_lists(
+    data: Mapping[str, Any],
+) -> list[tuple[tuple[str | int, ...], list[tuple[int, dict[str, Any]]]]]:
+    """(path, numbered entries) of the training and the evaluation datasets; what is no entry is left out."""
+    evaluation = data.get("eval")
+    places: list[tuple[tuple[str | int, ...], Any]] = [(("datasets",), data.get("datasets"))]
+    if isinstance(evaluation, dict):
+        places.append((("eval", "datasets"), evaluation.get("datasets")))
+    return [
+        (path, [(i, entry) for i, entry in enumerate(entries) if isinstance(entry, dict)])
+        for path, entries in places
+        if isinstance(entries, list)
+    ]
+
+
+def _fill_model(data: dict[str, Any], registry: Registry) -> Iterator[Problem]:
+    model = data.get("model", {})
+    if not isinstance(model, dict):
+        return
+    published = _published_config(data.get("load_from"))
+    if isinstance(published, str):
+        yield Problem(("load_from",), published)
+        return
+    try:
+        cls = _model_class(model, registry)
+        if cls is None and published and "class_name" not in model and "preset" not in model:
+            cls = registry.for_hf_model_type(str(published.get("model_type")))
+    except ConfigError:
+        return  # pydantic's pass says it, with the place
+    if published is None or (cls is None and "class_name" in model):
+        return
+    if cls is None:
+        if "preset" not in model:
+            yield Problem(
+                ("model",),
+                f"no installed model reads model_type {shown(published.get('model_type'))} of "
+                f'{data["load_from"]}/config.json; name one with "class_name"',
+            )
+        return
+    yield from _merge_published(data, model, cls, published)
+
+
+def _merge_published(
+    data: dict[str, Any],
+    model: dict[str, Any],
+    cls: type[ModelComponent],
+    published: dict[str, Any],
+) -> Iterator[Problem]:
+    where = f"{data['load_from']}/config.json"
+    found = published.get("model_type")
+    if cls.hf_model_types and found not in cls.hf_model_types:
+        yield Problem(
+            ("model", "class_name"),
+            f"{where} is of model_type {shown(found)}, but {cls.__name__} reads "
+            f"{' or '.join(map(repr, cls.hf_model_types))}",
+        )
+        return
+    try:
+        fields = cls.config_from_hf(published)
+    except NotImplementedError:
+        return
+    except ConfigError as error:
+        yield Problem(("load_from",), f"{where}: {error}")
+        return
+    for name in sorted(cls.weight_fields & model.keys() & fields.keys()):
+        if model[name] != fields[name] and not (
+            name == "vocab_size" and model.get("resize_embeddings") is True
+        ):
+            yield Problem(
+                ("model", name),
+                f"{shown(model[name])} does not fit the weights: {where} has {shown(fields[name])}",
+            )
+    data["model"] = merge_fields({"class_name": cls.__name__, **fields}, model)
+
+
+def _model_class(model: Mapping[str, Any], registry: Registry) -> type[ModelComponent] | None:
+    """The class a model section means by itself; None if it names none. Raises ConfigError."""
+    named = model_fields_of(model, registry)
+    cls = _class_of("model", named, registry)
+    return cls if cls is not None and issubclass(cls, ModelComponent) else None
+
+
+def _class_of(kind: str, fields: Any, registry: Registry) -> type[Component] | None:
+    if not isinstance(fields, Mapping) or not isinstance(fields.get("class_name"), str):
+        return None
+    plugin = fields.get("plugin")
+    try:
+        return registry.find(
+            kind, fields["class_name"], plugin if isinstance(plugin, str) else None
+        )
+    except ConfigError:
+        return None
+
+
+def _published_config(load_from: Any) -> dict[str, Any] | str | None:
+    """config.json of a local folder; None if there is none, a message if it can't be read."""
+    if not isinstance(load_from, str) or not (Path(load_from) / "config.json").is_file():
+        return None
+    path = Path(load_from) / "config.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return f"can't read {path}: {error}"
+    return content if isinstance(content, dict) else f"{path}: expected an object"
+
+
+def _fill_collator(data: dict[str, Any], registry: Registry) -> Iterator[Problem]:
+    """The first collator (by name; SFTLLMCollator before others) that gives all that the model requires."""
+    loader = data.setdefault("dataloader", {})
+    if not isinstance(loader, dict) or loader.get("collator") is not None:
+        return
+    loader.pop("collator", None)
+    try:
+        cls = _model_class(data["model"], registry) if isinstance(data.get("model"), dict) else None
+    except ConfigError:
+        return
+    requires = cls.requires if cls else frozenset()
+    collators = [c for c in registry.classes("collator") if issubclass(c, CollatorComponent)]
+    fitting = [c.__name__ for c in collators if c.provides >= requires]
+    if not fitting:
+        if cls and collators:
+            yield Problem(
+                ("dataloader", "collator"),
+                f"no installed collator provides what {cls.__name__} requires: "
+                f"{', '.join(sorted(requires))}",
+            )
+        return
+    chosen = DEFAULT_COLLATOR if DEFAULT_COLLATOR in fitting else fitting[0]
+    loader["collator"] = {"class_name": chosen}
+
+
+def _lift_dataset_options(
+    path: tuple[str | int, ...], entries: list[tuple[int, dict[str, Any]]]
+) -> Iterator[Problem]:
+    for index, entry in entries:
+        for key in DATASET_OPTIONS:
+            if key in entry:
+                del entry[key]
+                yield Problem(
+                    (*path, index, key), f"unknown key '{key}'; write it inside \"dataset\""
+                )
+        dataset = entry.get("dataset")
+        if not isinstance(dataset, dict):
+            continue
+        for key in DATASET_OPTIONS:
+            if key in dataset:
+                entry[key] = dataset.pop(key)
+        if "name" not in entry:
+            anno_path = dataset.get("anno_path")
+            stem = Path(anno_path).name.split(".")[0] if isinstance(anno_path, str) else ""
+            entry["name"] = stem or f"dataset_{index}"
+
+
+def _check_length(data: Mapping[str, Any]) -> Iterator[Problem]:
+    given = [key for key in ("epoch_num", "total_steps") if data.get(key) is not None]
+    if not given:
+        yield Problem((), 'the length of the run is missing; write "epoch_num" or "total_steps"')
+    if len(given) == 2:
+        yield Problem(("total_steps",), "epoch_num and total_steps are both set; keep one of them")
+
+
+def _check_load_from(data: Mapping[str, Any]) -> Iterator[Problem]:
+    load_from = data.get("load_from")
+    if not isinstance(load_from, str) or Path(load_from).is_dir():
+        return
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", load_from) or load_from.startswith("."):
+        yield Problem(("load_from",), f"no folder {shown(load_from)} (relative to {Path.cwd()})")
+    elif "/" in load_from and Path(load_from).parent.is_dir():
+        yield Problem(
+            ("load_from",),
+            f"no folder {shown(load_from)}, though {shown(str(Path(load_from).parent))} is one; "
+            "a hub id can't begin like a folder here",
+        )
+
+
+def _check_collator(data: Mapping[str, Any], registry: Registry) -> Iterator[Problem]:
+    loader = data.get("dataloader")
+    collator = (
+        _class_of("collator", loader.get("collator"), registry)
+        if isinstance(loader, dict)
+        else None
+    )
+    try:
+        model = (
+            _model_class(data["model"], registry) if isinstance(data.get("model"), dict) else None
+        )
+    except ConfigError:
+        return
+    if model is None or collator is None or not issubclass(collator, CollatorComponent):
+        return
+    if lacking := model.requires - collator.provides:
+        fitting = [
+            c.__name__
+            for c in registry.classes("collator")
+            if issubclass(c, CollatorComponent) and c.provides >= model.requires
+        ]
+        hint = f"; use {' or '.join(fitting)}" if fitting else ""
+        yield Problem(
+            ("dataloader", "collator", "class_name"),
+            f"{collator.__name__} does not provide {', '.join(sorted(lacking))}, "
+            f"which {model.__name__} requires{hint}",
+        )
+
+
+def _check_max_lengths(data: Mapping[str, Any], registry: Registry) -> Iterator[Problem]:
+    loader = data.get("dataloader")
+    longest = (
+        loader.get("pack_max_length", DEFAULT_PACK_MAX_LENGTH) if isinstance(loader, dict) else None
+    )
+    if type(longest) is not int:
+        return
+    for path, entries in dataset_lists(data):
+        for index, entry in entries:
+            tokenize_fn = entry.get("tokenize_fn")
+            cls = _class_of("tokenize_fn", tokenize_fn, registry)
+            if cls is None or "max_length" not in cls.Config.model_fields:
+                continue
+            assert isinstance(tokenize_fn, dict)
+            default = cls.Config.model_fields["max_length"].default
+            max_length = tokenize_fn.get("max_length", default)
+            if type(max_length) is int and max_length > longest:
+                yield Problem(
+                    (*path, index, "tokenize_fn", "max_length"),
+                    f"{max_length} is more than dataloader.pack_max_length {longest}; "
+                    "an example could be too long for a pack",
+                )
+
+
+def _check_names(
+    path: tuple[str | int, ...], entries: list[tuple[int, dict[str, Any]]]
+) -> Iterator[Problem]:
+    first: dict[str, int] = {}
+    for index, entry in entries:
+        name = entry.get("name")
+        if not isinstance(name, str):
+            continue
+        if name in first:
+            yield Problem(
+                (*path, index, "dataset", "name"),
+                f"two datasets are called {name!r} (the other is [{first[name]}]); "
+                'give this one its own "name"',
+            )
+        first.setdefault(name, index)

@@ -1,0 +1,549 @@
+"""A config is valid as a whole or refused as a whole, with every problem at its place."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import pytest
+from pydantic import Field
+
+from pegboard.component import (
+    CollatorComponent,
+    ComponentConfig,
+    DatasetComponent,
+    LossComponent,
+    LRScheduleComponent,
+    ModelComponent,
+    OptimizerComponent,
+    PackerComponent,
+    Problem,
+    SaverComponent,
+    TokenizeFnComponent,
+    TokenizerComponent,
+    TrackerComponent,
+)
+from pegboard.config_schema import run_config_schema
+from pegboard.errors import ConfigError
+from pegboard.registry import Registry
+from pegboard.run_config import ComponentOf, LoadedConfig, RunConfig, load_run_config
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+class Rope(ComponentConfig):
+    """Rotary positions."""
+
+    theta: float = Field(default=1e4, description="Base.")
+    scale: float = Field(default=1.0, description="Factor.")
+
+
+class TextNet(ModelComponent):
+    """A text model."""
+
+    hf_model_types = ("text_net",)
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "text-net-small": {"hidden_size": 8, "num_layers": 2, "rope": {"theta": 5.0, "scale": 2.0}}
+    }
+    weight_fields = frozenset({"hidden_size", "vocab_size"})
+
+    class Config(ComponentConfig):
+        hidden_size: int = Field(gt=0, description="Width.")
+        num_layers: int = Field(default=1, description="Layers.")
+        vocab_size: int = Field(default=16, description="Rows.")
+        resize_embeddings: bool = Field(default=False, description="Larger than the weights.")
+        rope: Rope = Field(default=Rope(), description="Rope.")
+
+    config: Config
+
+    def build(self) -> Any: ...
+
+    @classmethod
+    def config_from_hf(cls, hf_config: Any) -> dict[str, Any]:
+        if "odd" in hf_config:
+            raise ConfigError("can't honour 'odd'")
+        names = ("hidden_size", "num_layers", "vocab_size")
+        return {name: hf_config[name] for name in names if name in hf_config}
+
+
+class PictureNet(ModelComponent):
+    """A vision-language model around any text model."""
+
+    requires = frozenset({"pixel_values"})
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "picture-net": {"text_config": {"class_name": "TextNet", "preset": "text-net-small"}}
+    }
+
+    class Config(ComponentConfig):
+        text_config: Annotated[ModelComponent, ComponentOf("model")] = Field(description="Text.")
+        image_size: int = Field(default=4, description="Side.")
+
+    config: Config
+
+    def build(self) -> Any: ...
+
+
+class Lines(DatasetComponent):
+    """Lines of a file."""
+
+    class Config(ComponentConfig):
+        anno_path: str = Field(description="File.")
+        size: Annotated[int, Field(ge=1)] | str = Field(default=1, description="A union.")
+
+    config: Config
+
+    def build(self, name: str) -> Any: ...
+
+    def check(self, run: RunConfig, path: tuple[str | int, ...]) -> Iterable[Problem]:
+        if "missing" in self.config.anno_path:
+            yield Problem((*path, "anno_path"), f"no file (seed {run.seed})")
+
+
+class Chat(TokenizeFnComponent):
+    """Chats."""
+
+    class Config(ComponentConfig):
+        max_length: int = Field(default=4096, gt=0, description="Longest.")
+
+    config: Config
+
+    def build(self, tokenizer: Any, model: Any) -> Any: ...
+
+
+class HFTokenizer(TokenizerComponent):
+    """A folder's tokenizer."""
+
+    class Config(ComponentConfig):
+        path: str = Field(description="Folder.")
+
+    config: Config
+
+    def build(self, *, trust_remote_code: bool = False) -> Any: ...
+
+
+class ExpandSoftPacker(PackerComponent):
+    """Packs."""
+
+    def build(self) -> Any: ...
+
+
+class AllCollator(CollatorComponent):
+    """Text and pictures."""
+
+    provides = frozenset({"pixel_values"})
+
+    def build(self, *, pad_token_id: int) -> Any: ...
+
+
+class SFTLLMCollator(CollatorComponent):
+    """Text."""
+
+    def build(self, *, pad_token_id: int) -> Any: ...
+
+
+class ChunkedCrossEntropy(LossComponent):
+    """Loss."""
+
+    def build(self) -> Any: ...
+
+
+class AdamW(OptimizerComponent):
+    """Adam."""
+
+    class Config(ComponentConfig):
+        lr: float = Field(default=1e-5, gt=0, description="Rate.")
+        betas: tuple[float, float] = Field(default=(0.9, 0.95), description="Betas.")
+        fused: bool = Field(default=True, description="Fused.")
+
+    config: Config
+
+    def build(self, groups: Any) -> Any: ...
+
+
+class CosineSchedule(LRScheduleComponent):
+    """Cosine."""
+
+    class Config(ComponentConfig):
+        min_lr: float = Field(default=0.0, description="Floor.")
+
+    config: Config
+
+    def build(self, total_steps: int) -> Any: ...
+
+
+class CheckpointSaver(SaverComponent):
+    """Checkpoints."""
+
+    class Config(ComponentConfig):
+        every_steps: int | None = Field(default=None, ge=1, description="Steps.")
+
+    config: Config
+
+    def build(self) -> Any: ...
+
+
+class HFSaver(SaverComponent):
+    """Exports."""
+
+    def build(self) -> Any: ...
+
+
+class Board(TrackerComponent):
+    """A board."""
+
+    def build(self, run_dir: Path) -> Any: ...
+
+
+PARTS = (
+    TextNet, PictureNet, Lines, Chat, HFTokenizer, ExpandSoftPacker, AllCollator, SFTLLMCollator,
+    ChunkedCrossEntropy, AdamW, CosineSchedule, CheckpointSaver, HFSaver, Board,
+)  # fmt: skip
+
+
+@pytest.fixture
+def registry() -> Registry:
+    registry = Registry()
+    for part in PARTS:
+        registry.add(part.kind, part, "test_parts")
+    return registry
+
+
+def minimal() -> dict[str, Any]:
+    return {
+        "tokenizer": {"class_name": "HFTokenizer", "path": "tok"},
+        "model": {"class_name": "TextNet", "hidden_size": 8},
+        "datasets": [
+            {
+                "dataset": {"class_name": "Lines", "anno_path": "data/chats.jsonl"},
+                "tokenize_fn": {"class_name": "Chat"},
+            }
+        ],
+        "total_steps": 3,
+    }
+
+
+class Loader:
+    def __init__(self, folder: Path, registry: Registry) -> None:
+        self.folder, self.registry = folder, registry
+
+    def __call__(self, config: Any, *overrides: str) -> LoadedConfig:
+        (self.folder / "c.json").write_text(
+            config if isinstance(config, str) else json.dumps(config, indent=2), encoding="utf-8"
+        )
+        return load_run_config("c.json", overrides, self.registry)
+
+    def problems(self, config: Any, *overrides: str) -> list[str]:
+        with pytest.raises(ConfigError) as caught:
+            self(config, *overrides)
+        return str(caught.value).splitlines()
+
+
+@pytest.fixture
+def load(tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> Loader:
+    monkeypatch.chdir(tmp_path)
+    return Loader(tmp_path, registry)
+
+
+def test_a_minimal_config_gets_every_default(load: Loader) -> None:
+    run = load(minimal()).run
+    assert (run.work_dir, run.seed, run.global_batch_size, run.max_grad_norm) == (
+        "work_dirs", 42, 1, 1.0,
+    )  # fmt: skip
+    assert isinstance(run.loss, ChunkedCrossEntropy)
+    assert isinstance(run.optimizer, AdamW) and run.optimizer.config.betas == (0.9, 0.95)
+    assert isinstance(run.dataloader.collator, SFTLLMCollator)
+    assert [type(saver).__name__ for saver in run.savers] == ["CheckpointSaver", "HFSaver"]
+    entry = run.datasets[0]
+    assert (entry.name, entry.sample_ratio, entry.on_bad_record) == ("chats", 1.0, "error")
+    assert isinstance(entry.dataset, Lines) and isinstance(entry.tokenize_fn, Chat)
+
+
+def test_the_resolved_dump_names_every_part_and_loads_to_the_same(load: Loader) -> None:
+    config = minimal()
+    config["datasets"][0]["dataset"] |= {"sample_ratio": 2, "name": "x", "on_bad_record": "skip"}
+    config["model"] = {"preset": "picture-net"}
+    config["optimizer"] = {"class_name": "AdamW", "plugin": "test_parts"}
+    config["eval"] = {"datasets": copy.deepcopy(config["datasets"]), "every_steps": 5}
+    config["trackers"] = [{"class_name": "Board"}]
+    config["$comment"] = ["kept out"]
+    resolved = load(config).resolved
+    assert load(resolved).resolved == resolved
+    assert resolved["datasets"][0]["dataset"] == {
+        "class_name": "Lines", "name": "x", "sample_ratio": 2.0, "on_bad_record": "skip",
+        "anno_path": "data/chats.jsonl", "size": 1,
+    }  # fmt: skip
+    assert resolved["model"]["text_config"]["class_name"] == "TextNet"
+    assert resolved["optimizer"]["plugin"] == "test_parts"
+    assert resolved["dataloader"]["collator"] == {"class_name": "AllCollator"}
+    assert set(resolved) == set(RunConfig.model_fields)
+
+
+MANY_MISTAKES = """{
+  "work_dirr": "x",
+  "seed": "42",
+  "seed": 43.5,
+  "tokenizer": {"class_name": "HFTokeniser", "path": "tok"},
+  "model": {"class_name": "PictureNet", "imageSize": 3,
+    "text_config": {"class_name": "TextNet", "hidden_sise": 8, "hidden_size": 0,
+      "rope": {"thetta": 1}}},
+  "datasets": [
+    {"dataset": {"class_name": "Lines", "anno_path": 3, "sample_ratio": 0},
+     "tokenize_fn": {"class_name": "Lines"}},
+    {"dataset": {"class_name": "Lines", "anno_path": "a", "on_bad_record": "skipp", "size": 0}}
+  ],
+  "dataloader": {"pack_max_length": -1, "collator": {"class_name": "SFTLLMCollator"}},
+  "optimizer": {"class_name": "AdamW", "lr": "1e-5", "betas": [0.9], "fused": 1},
+  "lr_schedule": {},
+  "precision": {"compute_dtype": "bf16"},
+  "activation_checkpointing": {"mode": "ratio"},
+  "savers": [{"class_name": "HFSaver"}, {"class_name": "CheckpointSaver", "every_steps": true}],
+  "epoch_num": 1, "total_steps": 2
+}"""
+
+
+def test_every_mistake_of_a_file_is_reported_at_its_place_in_one_go(load: Loader) -> None:
+    expected = [
+        (2, 3, "work_dirr: unknown key 'work_dirr'. Did you mean 'work_dir'?"),
+        (4, 3, "seed: duplicate key 'seed', first at c.json:3:3"),
+        (4, 11, "seed: expected an integer"),
+        (5, 31, "tokenizer.class_name: no tokenizer named 'HFTokeniser'. Did you mean 'HFTokenizer'?"),
+        (6, 41, "model.imageSize: unknown key 'imageSize'. Did you mean 'image_size'?"),
+        (7, 46, "model.text_config.hidden_sise: unknown key 'hidden_sise'. Did you mean 'hidden_size'?"),
+        (7, 79, "model.text_config.hidden_size: expected greater than 0, found 0"),
+        (8, 16, "model.text_config.rope.thetta: unknown key 'thetta'. Did you mean 'theta'?"),
+        (10, 54, "datasets[0].dataset.anno_path: expected a string, found 3"),
+        (10, 73, "datasets[0].dataset.sample_ratio: expected greater than 0, found 0"),
+        (11, 36, "datasets[0].tokenize_fn.class_name: no tokenize fn named 'Lines'"),
+        (12, 5, "datasets[1].tokenize_fn: 'tokenize_fn' is missing"),
+        (12, 76, "datasets[1].dataset.on_bad_record: expected 'error' or 'skip', found \"skipp\""),
+        (12, 93, "datasets[1].dataset.size: expected greater than or equal to 1, or a string, found 0"),
+        (14, 37, "dataloader.pack_max_length: expected greater than 0, found -1"),
+        (14, 68, "dataloader.collator.class_name: SFTLLMCollator does not provide pixel_values, "
+                 "which PictureNet requires; use AllCollator"),
+        (15, 46, "optimizer.lr: expected a number, found \"1e-5\"; write it without quotes"),
+        (15, 63, "optimizer.betas[1]: item [1] is missing"),
+        (15, 79, "optimizer.fused: expected a boolean, found 1"),
+        (16, 18, 'lr_schedule: "class_name" is missing; lr_schedule can be: CosineSchedule'),
+        (17, 34, "precision.compute_dtype: expected 'bfloat16', 'float32' or 'float64'"),
+        (18, 31, "activation_checkpointing: mode 'ratio' needs \"ratio\""),
+        (19, 90, "savers[1].every_steps: expected an integer, found true"),
+        (20, 34, "total_steps: epoch_num and total_steps are both set"),
+    ]  # fmt: skip
+    lines = load.problems(MANY_MISTAKES)
+    for line, column, message in expected:
+        start = f"c.json:{line}:{column}: {message}"
+        assert any(one.startswith(start) for one in lines), f"{start}\n---\n" + "\n".join(lines)
+    assert len(lines) == len(expected)
+    assert lines == sorted(lines, key=lambda one: [int(n) for n in one.split(":")[1:3]])
+
+
+@pytest.mark.parametrize(
+    "override",
+    ['optimizer.lr="1e-5"', "optimizer.fused=1", 'optimizer.fused="yes"', "seed=3.0", 'seed="3"'],
+)
+def test_nothing_is_coerced(load: Loader, override: str) -> None:
+    config = minimal() | {"optimizer": {"class_name": "AdamW"}}
+    (line,) = load.problems(config, override)
+    assert line.startswith(f"--set {override}: {override.split('=')[0]}: expected")
+
+
+def test_an_override_is_cited_and_a_typo_in_its_path_is_caught(load: Loader) -> None:
+    (line,) = load.problems(minimal(), "parallel.replicatesize=2")
+    assert line == (
+        "--set parallel.replicatesize=2: parallel.replicatesize: unknown key 'replicatesize'. "
+        "Did you mean 'replicate_size'?"
+    )
+    assert load(minimal(), "parallel.replicate_size=2").run.parallel.replicate_size == 2
+
+
+def test_json_wins_over_the_published_config_and_that_over_the_preset(load: Loader) -> None:
+    (load.folder / "weights").mkdir()
+    published = {"model_type": "text_net", "hidden_size": 8, "num_layers": 5}
+    (load.folder / "weights" / "config.json").write_text(json.dumps(published))
+    config = minimal() | {"load_from": "weights", "model": {"preset": "text-net-small"}}
+    del config["tokenizer"]
+    run = load(config).run
+    assert isinstance(run.model, TextNet)
+    assert (run.model.config.num_layers, run.model.config.rope.theta) == (5, 5.0)
+    assert run.tokenizer.config.path == "weights"
+    config["model"] |= {"num_layers": 7, "rope": {"theta": 3.0}}
+    resolved = load(config).resolved
+    model = resolved["model"]
+    assert (model["num_layers"], model["rope"]) == (7, {"theta": 3.0, "scale": 2.0})
+    assert load(resolved).resolved == resolved
+    del config["model"]
+    assert load(config).resolved["model"]["num_layers"] == 5
+    config["model"] = {"class_name": "TextNet", "hidden_size": 16, "vocab_size": 32}
+    (line,) = load.problems(config)
+    assert "model.hidden_size: 16 does not fit the weights: weights/config.json has 8" in line
+    published["model_type"] = "other"
+    (load.folder / "weights" / "config.json").write_text(json.dumps(published))
+    (line,) = load.problems(config)
+    assert "model_type \"other\", but TextNet reads 'text_net'" in line
+    del config["model"]
+    assert any("no installed model reads model_type" in line for line in load.problems(config))
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (
+            {"preset": "text-net-smal"},
+            "model.preset: no model preset named 'text-net-smal'. Did you",
+        ),
+        ({"preset": "picture-net", "class_name": "TextNet"}, "'picture-net' is a PictureNet"),
+        (
+            {"class_name": "TextNet", "hidden_size": 8, "plugin": "no"},
+            "plugin 'no' offers no model",
+        ),
+        ("TextNet", "model: expected an object"),
+        ({"class_name": 3}, "model.class_name: expected a string"),
+        ({"class_name": "AdamW"}, "There is a optimizer of that name"),
+    ],
+)
+def test_a_model_that_can_not_be_named_is_refused(load: Loader, model: Any, words: str) -> None:
+    lines = load.problems(minimal() | {"model": model})
+    assert any(words in line for line in lines), lines
+
+
+def test_a_text_model_inside_takes_presets_and_its_own_fields(load: Loader) -> None:
+    text = {"class_name": "TextNet", "preset": "text-net-small", "vocab_size": 99}
+    run = load(minimal() | {"model": {"class_name": "PictureNet", "text_config": text}}).run
+    assert run.model.config.text_config.config.vocab_size == 99
+    assert run.model.config.text_config.config.rope.scale == 2.0
+    assert isinstance(run.dataloader.collator, AllCollator)
+
+
+def test_rules_between_parts_speak_beside_other_mistakes(load: Loader) -> None:
+    config = minimal()
+    del config["tokenizer"], config["total_steps"]
+    second = copy.deepcopy(config["datasets"][0])
+    second["tokenize_fn"]["max_length"] = 5000
+    second["dataset"]["anno_path"] = "missing/chats.jsonl"
+    config["datasets"].append(second)
+    config |= {"load_from": "./none", "sead": 1}
+    text = "\n".join(load.problems(config))
+    for words in (
+        'length of the run is missing; write "epoch_num" or "total_steps"',
+        "datasets[1].tokenize_fn.max_length: 5000 is more than dataloader.pack_max_length 4096",
+        "datasets[1].dataset.name: two datasets are called 'chats' (the other is [0])",
+        'load_from: no folder "./none"',
+        "sead: unknown key 'sead'. Did you mean 'seed'?",
+        "datasets[1].dataset.anno_path: no file (seed 42)",
+    ):
+        assert words in text, text
+
+
+def test_a_part_checks_its_surroundings_only_when_it_is_valid_itself(load: Loader) -> None:
+    config = minimal()
+    config["datasets"][0]["dataset"] |= {"anno_path": "missing", "sample_ration": 2}
+    lines = load.problems(config)
+    assert len(lines) == 1 and "sample_ration" in lines[0]
+    del config["datasets"][0]["dataset"]["sample_ration"]
+    (line,) = load.problems(config)
+    assert "datasets[0].dataset.anno_path: no file" in line
+
+
+def test_options_of_a_dataset_stand_inside_its_object(load: Loader) -> None:
+    config = minimal()
+    config["datasets"][0]["sample_ratio"] = 2
+    (line,) = load.problems(config)
+    assert (
+        "datasets[0].sample_ratio: unknown key 'sample_ratio'; write it inside \"dataset\"" in line
+    )
+    config = minimal()
+    config["datasets"][0]["dataset"]["sample_ration"] = 2
+    (line,) = load.problems(config)
+    assert "Did you mean 'sample_ratio'?" in line
+
+
+def test_a_tokenizer_or_load_from_is_needed(load: Loader) -> None:
+    config = minimal()
+    del config["tokenizer"]
+    (line,) = load.problems(config)
+    assert line.endswith('"tokenizer" is missing, and there is no load_from to take it from')
+
+
+def test_a_default_part_that_is_not_installed_is_named(load: Loader) -> None:
+    registry = Registry()
+    for part in PARTS:
+        if part is not AdamW:
+            registry.add(part.kind, part, "test_parts")
+    load.registry = registry
+    (line,) = load.problems(minimal())
+    assert "optimizer.class_name: no optimizer named 'AdamW'" in line
+
+
+def test_the_config_rooms_do_not_import_torch() -> None:
+    code = (
+        "import sys, pegboard.config_schema, pegboard.run_config, pegboard.json_source;"
+        "sys.exit('torch' in sys.modules or 'jsonschema' in sys.modules)"
+    )
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
+    assert (
+        subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
+    )
+
+
+def schema_errors(schema: dict[str, Any], config: Any) -> list[str]:
+    jsonschema = pytest.importorskip("jsonschema")
+    jsonschema.Draft7Validator.check_schema(schema)
+    return [error.message for error in jsonschema.Draft7Validator(schema).iter_errors(config)]
+
+
+def test_the_schema_accepts_what_loads(load: Loader) -> None:
+    schema = run_config_schema(load.registry)
+    text = json.dumps(schema)
+    assert schema["$schema"] == "http://json-schema.org/draft-07/schema#"
+    assert "x-kind" not in text and "oneOf" not in text
+    config = minimal() | {"$schema": "x", "$comment": "y"}
+    config["optimizer"] = {"class_name": "AdamW", "$comment": ["z"], "lr": 1e-5}
+    config["datasets"][0]["dataset"] |= {"sample_ratio": 2, "name": "x", "on_bad_record": "skip"}
+    assert schema_errors(schema, config) == []
+    assert schema_errors(schema, load(config).resolved) == []
+    config["model"] = {"preset": "text-net-small"}
+    assert schema_errors(schema, config) == []
+    assert schema_errors(schema, {"extends": "base.json", "seed": 1}) == []
+    del config["tokenizer"], config["model"]
+    assert schema_errors(schema, config | {"load_from": "weights"}) == []
+
+
+@pytest.mark.parametrize(
+    "path_and_value",
+    [
+        ("sead", 1), ("seed", "1"), ("optimizer", {}), ("optimizer", {"class_name": "AdamWw"}),
+        ("optimizer", {"class_name": "AdamW", "lrr": 1}), ("datasets", []), ("model", None),
+        ("optimizer", {"class_name": "AdamW", "lr": "1e-5"}), ("model", {"class_name": "AdamW"}),
+        ("model", {"class_name": "PictureNet", "text_config": {"class_name": "TextNet"}}),
+        ("model", {"class_name": "TextNet"}), ("model", {"preset": "none"}), ("total_steps", None),
+        ("dataloader", {"num_workers": -1}), ("savers", [{"class_name": "AdamW"}]),
+    ],
+)  # fmt: skip
+def test_the_schema_refuses_what_does_not_load(load: Loader, path_and_value: Any) -> None:
+    key, value = path_and_value
+    config = minimal() | {key: value}
+    load.problems(config)
+    assert schema_errors(run_config_schema(load.registry), config) != []
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.json")), ids=lambda path: path.name)
+def test_our_configs_load_by_the_schema_of_the_installed_parts(path: Path) -> None:
+    if path.name.endswith("schema.json"):
+        pytest.skip("a schema, not a config")
+    from pegboard.plugin_manager import load_plugins
+
+    registry = load_plugins(third_party=False).registry
+    config = json.loads(path.read_text(encoding="utf-8"))
+    missing = [
+        name for name in re.findall(r'"class_name": "(\w+)"', path.read_text(encoding="utf-8"))
+        if name != "FSDP2" and all(name != entry.class_name for entry in registry.entries())
+    ]  # fmt: skip
+    assert missing == []
+    assert schema_errors(run_config_schema(registry), config) == []
