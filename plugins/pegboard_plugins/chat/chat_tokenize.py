@@ -34,21 +34,23 @@ _PROBE = "pegboardprobe"
 class ChatTokenizer:
     """Built ChatTokenizeFn; see `pegboard.contracts.TokenizeFn`.
 
-    Counts: `truncated`; `turns exact`, `turns shown`, `turns rewritten`, `turns noprefix`, `turns noend`;
-    `reasoning not rendered` and `tool calls not rendered`, where the template drops what the record holds.
+    Counts: `truncated`; `turns exact`, `turns shown`, `turns rewritten`, `turns noprefix`,
+    `turns noend`; `reasoning not rendered` and `tool calls not rendered`, where the template drops
+    what the record holds.
     """
 
     def __init__(self, config: ChatTokenizeFn.Config, tokenizer: Tokenizer) -> None:
         if not tokenizer.eos_token_ids:
-            raise ConfigError("tokenizer: it has no token that ends a turn, so no answer could ever end")
+            raise ConfigError("tokenizer: no token that ends a turn, so no answer could ever end")
         self.max_length = config.max_length
         self._config = config
         self._tokenizer = tokenizer
         self._renderer = ChatRenderer(tokenizer, config.template_kwargs)
         self._stops = tuple(tokenizer.decode([i]) for i in tokenizer.eos_token_ids)
         answer: dict[str, Any] = {"role": "assistant", "content": "b"}
-        self._drops_reasoning = not self._renderer.renders({**answer, "reasoning_content": _PROBE}, _PROBE)
+        thought = {**answer, "reasoning_content": _PROBE}
         call = {"type": "function", "function": {"name": _PROBE, "arguments": {}}}
+        self._drops_reasoning = not self._renderer.renders(thought, _PROBE)
         self._drops_calls = not self._renderer.renders({**answer, "tool_calls": [call]}, _PROBE)
         self._counts: Counter[str] = Counter()
 
@@ -56,7 +58,8 @@ class ChatTokenizer:
         chat = read_chat_record(record)
         chosen = [j for j, loss in enumerate(chat.loss) if loss]
         if self._config.train_on == "last":
-            last = max(j for j, message in enumerate(chat.messages) if message["role"] == "assistant")
+            roles = [message["role"] for message in chat.messages]
+            last = max(j for j, role in enumerate(roles) if role == "assistant")
             chosen = [j for j in chosen if j == last]
         self._count_dropped_fields(chat, chosen)
         text, turns = find_turns(self._renderer, chat.messages, chat.tools, chosen, self._stops)
@@ -78,7 +81,8 @@ class ChatTokenizer:
         return counts
 
     def fingerprint(self) -> str:
-        state = [RENDERER_VERSION, self._config.model_dump(mode="json"), self._tokenizer.fingerprint()]
+        config = self._config.model_dump(mode="json")
+        state = [RENDERER_VERSION, config, self._tokenizer.fingerprint()]
         return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
     def _trains(self, turn: Turn) -> bool:
@@ -89,7 +93,8 @@ class ChatTokenizer:
         if turn.kind == "shown":
             return self._config.shown_turns == "train"
         if self._config.rewritten_turns == "error":
-            raise DataError(f"messages[{turn.message}]: {_WHY[turn.kind]}; rewritten_turns is 'error'")
+            place = f"messages[{turn.message}]"
+            raise DataError(f"{place}: {_WHY[turn.kind]}; rewritten_turns is 'error'")
         return False
 
     def _count_dropped_fields(self, chat: ChatRecord, chosen: Sequence[int]) -> None:
@@ -102,7 +107,7 @@ class ChatTokenizer:
 
 
 _WHY = {
-    "rewritten": "the chat template changes this turn once others follow it, so it can't be trained on",
+    "rewritten": "the chat template changes this turn once others follow it",
     "noprefix": "the chat template does not render this turn after its own generation prompt",
     "noend": "the chat template writes no end token after this turn",
 }

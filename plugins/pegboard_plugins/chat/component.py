@@ -21,22 +21,25 @@ class ChatTokenizeFn(TokenizeFnComponent):
 
     class Config(ComponentConfig):
         max_length: int = Field(
-            default=4096, gt=0, description="Longest example in tokens; the rest is cut off and counted."
+            default=4096,
+            gt=0,
+            description="Longest example in tokens; the rest is cut off and counted.",
         )
         train_on: Literal["all", "last"] = Field(
             default="all",
-            description='Which assistant messages get loss: all, or the last alone. `"loss": false` in a '
-            "message switches it off either way.",
+            description="Which assistant messages get loss: all, or the last alone. "
+            '`"loss": false` in a message switches it off either way.',
         )
         rewritten_turns: Literal["skip", "error"] = Field(
             default="skip",
-            description="An assistant turn that the chat template changes or can't render as generated "
-            "(Qwen3 strips the reasoning of earlier turns): no loss and counted, or an error.",
+            description="An assistant turn that the chat template changes or can't render as "
+            "generated (Qwen3 strips the reasoning of earlier turns): no loss and counted, or an error.",
         )
         shown_turns: Literal["train", "skip"] = Field(
             default="skip",
-            description="An assistant turn that is intact but follows another prompt than at inference "
-            "(an earlier Qwen3 turn lacks the empty think block): loss, or none and counted.",
+            description="An assistant turn that is intact but follows another prompt than at "
+            "inference (an earlier Qwen3 turn without reasoning lacks the empty think block that its "
+            "prompt had): loss, or none and counted.",
         )
         template_kwargs: dict[str, bool | int | str] = Field(
             default={},
@@ -61,7 +64,9 @@ class TextTokenizeFn(TokenizeFnComponent):
 
     class Config(ComponentConfig):
         max_length: int = Field(
-            default=4096, gt=0, description="Longest example in tokens; the rest is cut off and counted."
+            default=4096,
+            gt=0,
+            description="Longest example in tokens; the rest is cut off and counted.",
         )
         text_field: str = Field(
             default="text", min_length=1, description="Key of the record that holds the text."

@@ -26,8 +26,8 @@ ENCODER_VERSION = 1
 class TextTokenizer:
     """Built TextTokenizeFn; see `pegboard.contracts.TokenizeFn`. Counts `truncated`.
 
-    The end token is the first of the tokenizer's `eos_token_ids`. A special token spelt in the text is read
-    as that token.
+    The end token is the first of the tokenizer's `eos_token_ids`. A special token spelt in the text
+    is read as that token.
     """
 
     def __init__(self, config: TextTokenizeFn.Config, tokenizer: Tokenizer) -> None:
@@ -42,8 +42,7 @@ class TextTokenizer:
         name = self._config.text_field
         text = record.get(name) if isinstance(record, Mapping) else None
         if not isinstance(text, str):
-            found = "a record that is no object" if not isinstance(record, Mapping) else _found(record, name)
-            raise DataError(f"{name}: expected a string, found {found}")
+            raise DataError(f"{name}: expected a string, found {_found(record, name)}")
         ids = [*self._tokenizer.encode(text), self._tokenizer.eos_token_ids[0]]
         if len(ids) > self.max_length:
             del ids[self.max_length :]
@@ -60,11 +59,14 @@ class TextTokenizer:
         return counts
 
     def fingerprint(self) -> str:
-        state = [ENCODER_VERSION, self._config.model_dump(mode="json"), self._tokenizer.fingerprint()]
+        config = self._config.model_dump(mode="json")
+        state = [ENCODER_VERSION, config, self._tokenizer.fingerprint()]
         return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
-def _found(record: Mapping[str, Any], name: str) -> str:
+def _found(record: Any, name: str) -> str:
+    if not isinstance(record, Mapping):
+        return "a record that is no object"
     if name not in record:
         return f"no such key (keys: {', '.join(repr(key) for key in list(record)[:8])})"
     return f"a {type(record[name]).__name__}"

@@ -1,1 +1,1 @@
-"""Library for tokenize-fn authors: message checks, chat rendering, loss spans, encoding; no hooks."""
+"""Library for tokenize-fn authors: messages, chat rendering, loss spans, encoding; no hooks."""

@@ -1,13 +1,13 @@
 """Find, in a rendered chat, exactly the characters that the model generates at inference.
 
-For assistant turn j: P is the prompt at inference, E the chat up to and with turn j, and G = E less P up to
-the first stop token. The template is a black box: nothing is known of its headers or tags, so the same
-definition holds for any of them.
+For assistant turn j: P is the prompt at inference, E the chat up to and with turn j, and G = E less P
+up to the first stop token. The template is a black box: nothing is known of its headers or tags, so the
+same definition holds for any of them.
 
     exact      the whole chat begins with P + G
     shown      G is intact in the whole chat, but the text before it is not the prompt of inference
     rewritten  G is not in the whole chat (history whose reasoning the template strips)
-    noprefix   E does not begin with any prompt: the template can't render such a turn after its own prompt
+    noprefix   E does not begin with any prompt: no chat of this template has such a turn
     noend      the template writes no stop token after the turn
 """
 
@@ -110,8 +110,8 @@ def _locate(
 ) -> int | None:
     """Start of `generated` in `full` at turn j's own place, or None.
 
-    The place is where a mark shows when it stands for the turn's content: a plain search would take an
-    equal turn elsewhere for this one.
+    The place is where a mark shows when it stands for the turn's content: a plain search would take
+    an equal turn elsewhere for this one.
     """
     if generated not in full:
         return None

@@ -1,7 +1,7 @@
 """Check the messages of a chat record and bring them into the one form that is rendered.
 
-A record is `{"messages": [...], "tools": [...]}` or a bare list of messages. What is wrong is named by its
-place (`messages[2].content`), because a bad record is found among millions of lines.
+A record is `{"messages": [...], "tools": [...]}` or a bare list of messages. What is wrong is named by
+its place (`messages[2].content`), because a bad record is found among millions of lines.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class ChatRecord(NamedTuple):
     """A checked record."""
 
     messages: list[dict[str, Any]]
-    """As given to the chat template: text parts joined to a string, `None` values and `loss` taken out."""
+    """As given to the chat template: text parts joined, `None` values and `loss` taken out."""
     tools: list[dict[str, Any]] | None
     loss: list[bool]
     """Per message: it is an assistant message and does not say `"loss": false`."""
@@ -67,7 +67,7 @@ def _split(record: Any) -> tuple[list[Any], list[dict[str, Any]] | None]:
 
 def _read_message(message: Any, where: str) -> dict[str, Any]:
     if not isinstance(message, Mapping):
-        raise DataError(f"{where}: expected an object with role and content, found {_kind(message)}")
+        raise DataError(f"{where}: expected an object with a role, found {_kind(message)}")
     role = message.get("role")
     if role not in ROLES:
         found = repr(role) if isinstance(role, str) else _kind(role)
@@ -80,7 +80,9 @@ def _read_message(message: Any, where: str) -> dict[str, Any]:
     content = message.get("content")
     if content is None:
         if not (role == "assistant" and message.get("tool_calls")):
-            raise DataError(f"{where}.content: null, which only an assistant message with tool_calls may have")
+            raise DataError(
+                f"{where}.content: null or missing; only an assistant message with tool_calls may lack it"
+            )
     else:
         cleaned["content"] = _read_content(content, f"{where}.content")
     for key in ("reasoning_content", "reasoning", "thinking"):
@@ -93,7 +95,7 @@ def _read_content(content: Any, where: str) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, list | tuple):
-        raise DataError(f"{where}: expected a string or a list of text parts, found {_kind(content)}")
+        raise DataError(f"{where}: expected a string or text parts, found {_kind(content)}")
     texts = []
     for i, part in enumerate(content):
         kind = part.get("type") if isinstance(part, Mapping) else None
@@ -103,9 +105,10 @@ def _read_content(content: Any, where: str) -> str:
                 f'{where}[{i}]: expected {{"type": "text", "text": ...}}, found {found}; '
                 "images need a vision tokenize fn"
             )
-        if not isinstance(part.get("text"), str):
-            raise DataError(f"{where}[{i}].text: expected a string, found {_kind(part.get('text'))}")
-        texts.append(part["text"])
+        text = part.get("text")
+        if not isinstance(text, str):
+            raise DataError(f"{where}[{i}].text: expected a string, found {_kind(text)}")
+        texts.append(text)
     return "".join(texts)
 
 
@@ -124,8 +127,9 @@ def _check_tool_calls(message: Mapping[str, Any], where: str) -> None:
         function = call.get("function", call)
         if not isinstance(function, Mapping):
             raise DataError(f"{place}.function: expected an object, found {_kind(function)}")
-        if not isinstance(function.get("name"), str):
-            raise DataError(f"{place}: expected a function name, found {_kind(function.get('name'))}")
+        name = function.get("name")
+        if not isinstance(name, str):
+            raise DataError(f"{place}: expected a function name, found {_kind(name)}")
         arguments = function.get("arguments")
         if arguments is not None and not isinstance(arguments, str | Mapping):
             raise DataError(
@@ -134,5 +138,7 @@ def _check_tool_calls(message: Mapping[str, Any], where: str) -> None:
 
 
 def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
-    return names.get(type(value), f"a {type(value).__name__}")
+    if value is None:
+        return "null or nothing"
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
+    return names.get(type(value), f"a value of type {type(value).__name__}")

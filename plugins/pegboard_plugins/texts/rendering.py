@@ -1,8 +1,8 @@
 """Render chats through a tokenizer's template, and know its prompt variants.
 
-A template may write several prompts for one history: Qwen3 with `enable_thinking=False` appends an empty
-think block. Where a variant is always the default prompt plus a constant, which probes show once, it costs
-no second render.
+A template may write several prompts for one history: Qwen3 with `enable_thinking=False` appends an
+empty think block. Where a variant is always the default prompt plus a constant, which probes show once,
+it costs no second render.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def template_variables(template: str) -> frozenset[str]:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
-    # The environment must know the `generation` tag and the loop controls that published templates use;
-    # the compiled template carries it.
+    # Published templates use the `generation` tag and loop controls, which only transformers' own
+    # environment knows.
     try:
         environment = _compile_jinja_template(template).environment
     except TemplateSyntaxError as error:
@@ -57,14 +57,16 @@ class ChatRenderer:
     """The chat template of a tokenizer with fixed template arguments.
 
     Args:
-        template_kwargs: arguments of the template. An explicit `enable_thinking` is the only variant then,
-            so that a model can be trained to write the empty think block itself.
+        template_kwargs: arguments of the template. An explicit `enable_thinking` is the only variant
+            then, so that a model can be trained to write the empty think block itself.
 
     Raises:
         ConfigError: the tokenizer has no chat template, or one that doesn't compile.
     """
 
-    def __init__(self, tokenizer: Tokenizer, template_kwargs: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, template_kwargs: Mapping[str, Any] | None = None
+    ) -> None:
         if tokenizer.chat_template is None:
             raise ConfigError(
                 "tokenizer: it has no chat template; set tokenizer.chat_template to a jinja file"
@@ -86,14 +88,14 @@ class ChatRenderer:
         return self._render(messages, tools, False, {})
 
     def prompts(self, messages: Messages, tools: Tools) -> list[str]:
-        """What the model may be given to write the next turn: the default prompt, then its variants."""
+        """What the model may be given to write the next turn: the default, then its variants."""
         prompt = self._render(messages, tools, True, {})
         prompts = [prompt, *(prompt + suffix for suffix in self._suffixes)]
         prompts += [self._render(messages, tools, True, variant) for variant in self._variants]
         return prompts
 
     def renders(self, message: Mapping[str, Any], text: str) -> bool:
-        """Whether `text`, found somewhere in the assistant message, survives in a two-message chat."""
+        """Whether `text`, part of the assistant `message`, is rendered in a two-message chat."""
         try:
             return text in self.full(({"role": "user", "content": "a"}, message), None)
         except DataError:
@@ -118,11 +120,12 @@ class ChatRenderer:
                 suffixes.append(suffix)
         self._suffixes, self._variants = tuple(suffixes), tuple(rendered)
 
-    def _render(self, messages: Messages, tools: Tools, prompt: bool, variant: Mapping[str, Any]) -> str:
+    def _render(
+        self, messages: Messages, tools: Tools, prompt: bool, variant: Mapping[str, Any]
+    ) -> str:
         from jinja2 import TemplateError
 
-        if not messages and prompt:
-            raise DataError("messages[0]: the chat starts with an assistant message, which has no prompt")
+        refusals = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
         try:
             return self._tokenizer.render(
                 messages,
@@ -130,6 +133,6 @@ class ChatRenderer:
                 add_generation_prompt=prompt,
                 template_kwargs={**self._kwargs, **variant},
             )
-        except (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+        except refusals as error:
             line = " ".join(str(error).split()) or type(error).__name__
             raise DataError(f"messages: the chat template refuses them: {line}") from error

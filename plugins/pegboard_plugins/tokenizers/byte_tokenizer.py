@@ -1,16 +1,17 @@
 """A tokenizer of 256 bytes and nine chat tokens, with its own ChatML template.
 
-Byte b has id b; the chat tokens follow. It is an ordinary `tokenizers` BPE without merges, so a saved
-folder opens with AutoTokenizer. The template follows Qwen3's rules: reasoning is shown only after the last
-user message, the last answer always has a think block, and `enable_thinking=False` puts an empty one in the
-prompt.
+Byte b has id b; the chat tokens follow. It is an ordinary `tokenizers` BPE without merges, so a
+saved folder opens with AutoTokenizer. The template follows Qwen3's rules: reasoning is shown only after the
+last user message, the last answer always has a think block, and `enable_thinking=False` puts an empty
+one in the prompt.
 
 Source: byte-to-character table of the byte-level pre-tokenizer, as in GPT-2 (Radford et al., 2019).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from pegboard_plugins.tokenizers.hf_tokenizer import wrap_tokenizer
 
@@ -44,7 +45,8 @@ CHAT_TEMPLATE = r"""
         {%- for tool in tools -%}
             {{- tool | tojson -}}{{- '\n' -}}
         {%- endfor -%}
-        {{- '</tools>\nCall one with <tool_call>\n{"name": ..., "arguments": {...}}\n</tool_call>' -}}
+        {{- '</tools>\nCall one with ' -}}
+        {{- '<tool_call>\n{"name": ..., "arguments": {...}}\n</tool_call>' -}}
     {%- endif -%}
     {{- '<|im_end|>\n' -}}
 {%- endif -%}
@@ -57,7 +59,7 @@ CHAT_TEMPLATE = r"""
 {%- for message in messages -%}
     {%- set content = message.content if message.content is string else '' -%}
     {%- if message.role == 'assistant' -%}
-        {%- set reasoning = message.reasoning_content if message.reasoning_content is string else '' -%}
+        {%- set reasoning = message.reasoning_content or '' -%}
         {%- if not reasoning and '</think>' in content -%}
             {%- set reasoning = content.split('</think>')[0].split('<think>')[-1] -%}
             {%- set content = content.split('</think>')[-1].lstrip('\n') -%}
@@ -116,8 +118,9 @@ def make_byte_tokenizer() -> TransformersTokenizer:
             for token in CHAT_TOKENS
         ]
     )
+    make: Callable[..., Any] = PreTrainedTokenizerFast
     return wrap_tokenizer(
-        PreTrainedTokenizerFast(
+        make(
             tokenizer_object=rust,
             eos_token="<|im_end|>",
             pad_token="<|endoftext|>",

@@ -28,7 +28,7 @@ class HFTokenizer(TokenizerComponent):
     class Config(ComponentConfig):
         path: str = Field(
             min_length=1,
-            description="Folder with tokenizer files (relative to the current folder), or a hub id.",
+            description="Folder with tokenizer files, relative to the current folder, or a hub id.",
         )
         chat_template: str | None = Field(
             default=None,
@@ -50,7 +50,7 @@ class HFTokenizer(TokenizerComponent):
         elif _looks_local(self.config.path):
             yield Problem(
                 (*path, "path"),
-                f"folder '{self.config.path}' does not exist; expected a folder with tokenizer.json",
+                f"folder '{self.config.path}' does not exist; expected one with tokenizer.json",
             )
         template = self.config.chat_template
         if template is not None and not Path(template).expanduser().is_file():
@@ -75,7 +75,7 @@ class HFTokenizer(TokenizerComponent):
 
 
 class ByteTokenizer(TokenizerComponent):
-    """256 bytes and a few chat tokens: for tests, and for training from scratch without any file."""
+    """256 bytes and a few chat tokens: for tests and training from scratch, without any file."""
 
     class Config(ComponentConfig):
         pass

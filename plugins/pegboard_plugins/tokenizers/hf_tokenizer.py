@@ -1,7 +1,7 @@
 """A transformers tokenizer behind Pegboard's Tokenizer contract.
 
-Encoding goes to the Rust tokenizer directly where there is one; rendering goes to transformers, so that text
-and ids equal its `apply_chat_template` by construction.
+Encoding goes to the Rust tokenizer directly where there is one; rendering goes to transformers, so that
+text and ids equal its `apply_chat_template` by construction.
 """
 
 from __future__ import annotations
@@ -17,7 +17,12 @@ from pegboard.errors import ConfigError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as RustTokenizer
 
-__all__ = ["FastTransformersTokenizer", "TransformersTokenizer", "load_hf_tokenizer", "wrap_tokenizer"]
+__all__ = [
+    "FastTransformersTokenizer",
+    "TransformersTokenizer",
+    "load_hf_tokenizer",
+    "wrap_tokenizer",
+]
 
 _PROBE_ANSWER = "pegboardprobe"
 
@@ -38,10 +43,11 @@ def load_hf_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError) as error:
         line = " ".join(str(error).split())
-        raise ConfigError(f"tokenizer.path: '{path}' can't be opened as a tokenizer: {line}") from error
+        raise ConfigError(f"tokenizer.path: '{path}' can't be opened: {line}") from error
     if chat_template_file is not None:
         try:
-            tokenizer.chat_template = Path(chat_template_file).expanduser().read_text(encoding="utf-8")
+            file = Path(chat_template_file).expanduser()
+            tokenizer.chat_template = file.read_text(encoding="utf-8")
         except OSError as error:
             raise ConfigError(
                 f"tokenizer.chat_template: '{chat_template_file}': {error.strerror}"
@@ -50,7 +56,7 @@ def load_hf_tokenizer(
 
 
 def wrap_tokenizer(tokenizer: Any, *, generation_eos: Sequence[int] = ()) -> TransformersTokenizer:
-    """Wrap a PreTrainedTokenizerFast, or any other PreTrainedTokenizerBase (encoded without offsets).
+    """Wrap a PreTrainedTokenizerFast, or another PreTrainedTokenizerBase (encoded without offsets).
 
     Args:
         generation_eos: end-of-turn ids of the model's generation_config.json.
@@ -81,6 +87,10 @@ class TransformersTokenizer:
         if isinstance(template, Mapping):
             template = template.get("default")
         return template if isinstance(template, str) else None
+
+    @chat_template.setter
+    def chat_template(self, template: str | None) -> None:
+        self._tokenizer.chat_template = template
 
     def encode(self, text: str, *, special_tokens: bool = True) -> list[int]:
         if special_tokens:
@@ -193,7 +203,7 @@ class FastTransformersTokenizer(TransformersTokenizer):
 
 def _generation_eos(source: str) -> list[int]:
     """End-of-turn ids in generation_config.json, [] if there is none."""
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     file = cached_file(
         source,

@@ -111,7 +111,7 @@ def test_truncation_keeps_a_half_turn_and_drops_one_without_loss(byte):
 
 def test_fields_that_the_template_drops_are_counted(byte):
     tokenizer = pickle.loads(pickle.dumps(byte))
-    tokenizer._tokenizer.chat_template = (
+    tokenizer.chat_template = (
         "{% for m in messages %}{{ m.role }}:{{ m.content }}<|im_end|>{% endfor %}"
         "{% if add_generation_prompt %}assistant:{% endif %}"
     )
@@ -126,7 +126,7 @@ def test_fingerprint_follows_config_and_template_but_not_the_process(byte):
     assert fn.fingerprint() == built(byte).fingerprint()
     assert fn.fingerprint() != built(byte, max_length=5).fingerprint()
     other = pickle.loads(pickle.dumps(byte))
-    other._tokenizer.chat_template += " "
+    other.chat_template += " "
     assert fn.fingerprint() != built(other).fingerprint()
 
 

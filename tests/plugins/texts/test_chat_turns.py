@@ -19,7 +19,7 @@ def answer(text, **more):
 def turns(chat, template=None, stops=("<|im_end|>",), **kwargs):
     tokenizer = make_byte_tokenizer()
     if template is not None:
-        tokenizer._tokenizer.chat_template = template
+        tokenizer.chat_template = template
     chosen = [j for j, message in enumerate(chat) if message["role"] == "assistant"]
     text, found = find_turns(ChatRenderer(tokenizer, kwargs), chat, None, chosen, stops)
     assert text == tokenizer.render(chat, template_kwargs=kwargs)
@@ -94,9 +94,9 @@ def test_what_a_template_raises_is_a_data_error_in_one_line():
 
 def test_no_template_and_a_broken_template_are_config_errors():
     tokenizer = make_byte_tokenizer()
-    tokenizer._tokenizer.chat_template = None
+    tokenizer.chat_template = None
     with pytest.raises(ConfigError, match="no chat template"):
         ChatRenderer(tokenizer)
-    tokenizer._tokenizer.chat_template = "{% for %}"
+    tokenizer.chat_template = "{% for %}"
     with pytest.raises(ConfigError, match="line 1"):
         ChatRenderer(tokenizer)

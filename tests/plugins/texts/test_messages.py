@@ -21,7 +21,7 @@ ANSWER = {"role": "assistant", "content": "b"}
         ({"messages": [USER, "b"]}, "messages[1]: expected an object"),
         ({"messages": [USER, {"role": "gpt", "content": "b"}]}, "messages[1].role: expected one of"),
         ({"messages": [USER, {"content": "b"}]}, "messages[1].role: expected one of"),
-        ({"messages": [USER, {"role": "assistant", "content": None}]}, "messages[1].content: null"),
+        ({"messages": [USER, {"role": "assistant", "content": None}]}, "messages[1].content: null or missing"),
         ({"messages": [{"role": "user", "content": None}, ANSWER]}, "messages[0].content: null"),
         ({"messages": [{"role": "user", "content": 3}, ANSWER]}, "messages[0].content: expected a string"),
         (
