@@ -1,8 +1,8 @@
 """Fresh weights that depend on the run's seed and a module's name, and on nothing else.
 
-Every module draws its whole tensors on the CPU in float32 (float64 for float64 parameters) from a generator
-seeded by (seed, module name); a rank keeps its own slice. So world size, sharding, device, order of modules
-and compute dtype change nothing.
+Every module draws its whole tensors on the CPU in float32 (float64 for float64 parameters) from a
+generator seeded by (seed, module name); a rank keeps its own slice. So world size, sharding,
+device, order of modules and compute dtype change nothing.
 """
 
 from __future__ import annotations
@@ -26,22 +26,25 @@ _DEFAULT_RANGE = 0.02
 _WRAPPERS = ("_checkpoint_wrapped_module", "_orig_mod", "_fsdp_wrapped_module")
 
 
-def init_module_weights(module: nn.Module, seed: int, *, skip: Collection[str] = frozenset()) -> None:
+def init_module_weights(
+    module: nn.Module, seed: int, *, skip: Collection[str] = frozenset()
+) -> None:
     """Fill every parameter in place. No communication.
 
-    A module with `reset_parameters(generator)` draws its own parameters and buffers: the method must use that
-    generator for every draw. Others get biases 0, vectors (norms) 1 and the rest normal(0, range), where range
-    is the nearest `initializer_range` attribute of the module or a module around it, else 0.02.
+    A module with `reset_parameters(generator)` draws its own parameters and buffers: the method
+    must use that generator for every draw. Others get biases 0, vectors (norms) 1 and the rest
+    normal(0, range), where range is the nearest `initializer_range` attribute of the module or a
+    module around it, else 0.02.
 
     Args:
         module: allocated (not meta), plain or sharded, all tensors on any device.
         seed: the run's seed.
-        skip: parameter names that are filled by other means; a module all of whose parameters are named is
-            left alone. Never changes what the other modules get.
+        skip: parameter names that are filled by other means; a module all of whose parameters are
+            named is left alone. Never changes what the other modules get.
 
     Raises:
-        PluginError: a module has a buffer but no `reset_parameters(generator)` to fill it, so that what is in
-            it after meta initialisation is garbage.
+        PluginError: a module has a buffer but no `reset_parameters(generator)` to fill it, so that
+            what is in it after meta initialisation is garbage.
     """
     import torch
 
@@ -64,10 +67,11 @@ def plain_name(name: str) -> str:
 
 
 def local_box(tensor: Tensor) -> Box:
-    """(start, stop) of this rank's part of the whole, for every dim; a plain tensor is its own whole."""
+    """(start, stop) of this rank's part, for every dim; a plain tensor is its own whole."""
     if not hasattr(tensor, "device_mesh"):
         return tuple((0, size) for size in tensor.shape)
-    # NOTE: the only reader of nested (strided) shards that torch offers; semi-public, same in 2.11 to 2.13.
+    # NOTE: the only reader of nested (strided) shards that torch offers; semi-public, same in 2.11
+    # to 2.13.
     chunk = tensor.__create_chunk_list__()[0]  # type: ignore[attr-defined]
     return tuple((o, o + size) for o, size in zip(chunk.offsets, chunk.sizes, strict=True))
 
@@ -100,8 +104,9 @@ def _init_one(
             buffer.copy_(drawn_buffers[key])
     elif buffers:
         raise PluginError(
-            f"{name} ({type(owner).__name__}): buffer {next(iter(buffers))!r} has no value after meta "
-            "initialisation; give the module a reset_parameters(generator) that fills it, or compute it in forward"
+            f"{name} ({type(owner).__name__}): buffer {next(iter(buffers))!r} has no value after "
+            "meta initialisation; give the module a reset_parameters(generator) that fills it, or "
+            "compute it in forward"
         )
     else:
         for key, tensor in drawn.items():
@@ -129,8 +134,8 @@ def _draws_by_generator(owner: nn.Module) -> bool:
 
 
 def _stand_in(owner: nn.Module, parameters: dict[str, Tensor], buffers: dict[str, Tensor]) -> Any:
-    # The same object with whole CPU tensors in place of its (perhaps sharded) own. Not copy.copy: a module
-    # that FSDP has taken over re-runs __init__ when it is copied.
+    # The same object with whole CPU tensors in place of its (perhaps sharded) own. Not copy.copy: a
+    # module that FSDP has taken over re-runs __init__ when it is copied.
     from torch import nn
 
     stand_in = object.__new__(type(owner))

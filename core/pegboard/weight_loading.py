@@ -1,7 +1,8 @@
 """Published safetensors into a (sharded) module: each rank reads its own rows and nothing else.
 
-The weight map is read from the disk: for every piece, the part of it that this rank holds is cut out of the
-memory-mapped file. Everything that does not fit is found first and told in one report; then tensors are copied.
+The weight map is read from the disk: for every piece, the part of it that this rank holds is cut
+out of the memory-mapped file. Everything that does not fit is found first and told in one report;
+then tensors are copied.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ __all__ = ["LoadReport", "load_published_weights"]
 
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _SHOWN = 8
+_RESIZE_HINT = "; set resize_embeddings to true to add rows"
 
 
 class LoadReport(NamedTuple):
@@ -57,13 +59,14 @@ def load_published_weights(
         module: allocated (not meta), plain or sharded; parameters named as in `weight_map`.
         weight_map: names and layouts.
         folder: holds model.safetensors, or model.safetensors.index.json and its shards.
-        resize_embeddings: parameters whose first dim is the vocabulary (of `nn.Embedding`, or of a module with a
-            true `holds_vocabulary`) may have more rows than published: the first rows are filled.
+        resize_embeddings: parameters whose first dim is the vocabulary (of `nn.Embedding`, or of a
+            module with a true `holds_vocabulary`) may have more rows than published: the first rows
+            are filled.
         hf_config: the model's config.json, to name the field behind a shape that differs.
 
     Raises:
-        WeightsError: one report of every missing file and every missing, unexpected or misshapen tensor;
-            nothing has been copied then.
+        WeightsError: one report of every missing file and every missing, unexpected or misshapen
+            tensor; nothing has been copied then.
     """
     import torch
 
@@ -99,8 +102,8 @@ def _read_headers(folder: Path) -> dict[str, _OnDisk]:
     files = _weight_files(folder)
     if missing := [path.name for path in files if not path.is_file()]:
         raise WeightsError(
-            f"{folder}: {len(missing)} of {len(files)} weight files are missing: {_some(missing)}; download them "
-            "again"
+            f"{folder}: {len(missing)} of {len(files)} weight files are missing: {_some(missing)}; "
+            "download them again"
         )
     disk: dict[str, _OnDisk] = {}
     for path in files:
@@ -119,17 +122,23 @@ def _weight_files(folder: Path) -> list[Path]:
         try:
             names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         except (ValueError, KeyError, AttributeError) as error:
-            raise WeightsError(f"{index}: not a safetensors index ({error}); download it again") from error
+            raise WeightsError(
+                f"{index}: not a safetensors index ({error}); download it again"
+            ) from error
         if outside := [name for name in names if Path(name).name != name]:
             raise WeightsError(f"{index}: {_some(outside)} is not a plain file name; refused")
         return [folder / name for name in sorted(names)]
-    if pickled := sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern)):
+    if pickled := sorted(
+        path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern)
+    ):
         raise WeightsError(
-            f"{folder}: found only pickled weights ({_some(pickled)}), which can run code when opened; convert "
-            "them to safetensors, or load a repository that has them"
+            f"{folder}: found only pickled weights ({_some(pickled)}), which can run code when "
+            "opened; convert them to safetensors, or load a repository that has them"
         )
     what = "no such folder" if not folder.is_dir() else "found no weights"
-    raise WeightsError(f"{folder}: {what}; expected model.safetensors or model.safetensors.index.json")
+    raise WeightsError(
+        f"{folder}: {what}; expected model.safetensors or model.safetensors.index.json"
+    )
 
 
 def _open(path: Path) -> Any:
@@ -138,7 +147,9 @@ def _open(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt", device="cpu")
     except SafetensorError as error:
-        raise WeightsError(f"{path}: not a whole safetensors file ({error}); download it again") from error
+        raise WeightsError(
+            f"{path}: not a whole safetensors file ({error}); download it again"
+        ) from error
 
 
 def _check(
@@ -148,13 +159,15 @@ def _check(
     growing: frozenset[str],
     hf_config: Mapping[str, Any] | None,
 ) -> tuple[str, ...]:
-    """Raise one report of all that does not fit; return the parameters that are longer than published."""
+    """Raise one report of all that does not fit; return what is longer than published."""
     expected = weight_map.published_shapes()
     missing = [name for name in expected if name not in disk]
     unexpected = [
         name
         for name in disk
-        if name not in expected and name not in weight_map.tied and not name.endswith("rotary_emb.inv_freq")
+        if name not in expected
+        and name not in weight_map.tied
+        and not name.endswith("rotary_emb.inv_freq")
     ]
     owners = {piece.published: entry.ours for entry in weight_map.entries for piece in entry.pieces}
     whole = {
@@ -172,12 +185,14 @@ def _check(
         if rows_only and name in whole and owners[name] in growing:
             resized.append(owners[name])
         else:
-            hint = "; set resize_embeddings to true to add rows" if rows_only and _is_vocabulary(name) else ""
+            hint = _RESIZE_HINT if rows_only and _is_vocabulary(name) else ""
             misshapen.append(f"{name} is {list(found)} on disk, {list(want)} in the model{hint}")
     problems = []
     for what, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen)):
         if names:
-            problems.append(f"{len(names)} {what}: {_some(names, '; ' if what == 'misshapen' else ', ')}")
+            problems.append(
+                f"{len(names)} {what}: {_some(names, '; ' if what == 'misshapen' else ', ')}"
+            )
     if not problems:
         return tuple(resized)
     if fields := _differing_fields(folder, hf_config):
@@ -188,7 +203,7 @@ def _check(
 def _overlap(
     piece: Piece, shape: Sequence[int], held: Box, source_shape: Sequence[int]
 ) -> tuple[tuple[slice, ...], tuple[slice, ...]] | None:
-    """(slices of our local tensor, slices of the published one) that this rank copies; None for nothing."""
+    """(slices of our local tensor, of the published one) that this rank copies; or None."""
     ours = (*piece.ours, *((0, size) for size in shape[len(piece.ours) :]))
     skipped = 1 if piece.squeeze else 0
     into, out_of = [], []
@@ -198,7 +213,8 @@ def _overlap(
         if 0 <= their_dim < len(piece.theirs):
             their_start = piece.theirs[their_dim][0]
         if their_dim >= 0:
-            stop = min(stop, start + source_shape[their_dim] - their_start)  # a smaller vocabulary on disk
+            # Fewer rows on disk: a smaller vocabulary.
+            stop = min(stop, start + source_shape[their_dim] - their_start)
         low, high = max(start, held_start), min(stop, held_stop)
         if low >= high:
             return None
@@ -233,6 +249,7 @@ def _differing_fields(folder: Path, hf_config: Mapping[str, Any] | None) -> list
 
 
 def _differences(ours: Mapping[str, Any], theirs: Any, prefix: str) -> list[str]:
+    """Whole numbers and flags only: nothing else shapes weights."""
     if not isinstance(theirs, Mapping):
         return []
     found = []
@@ -241,7 +258,7 @@ def _differences(ours: Mapping[str, Any], theirs: Any, prefix: str) -> list[str]
             continue
         if isinstance(value, Mapping):
             found += _differences(value, theirs[key], f"{prefix}{key}.")
-        elif isinstance(value, int) and value != theirs[key]:  # only whole numbers and flags shape weights
+        elif isinstance(value, int) and value != theirs[key]:
             found.append(f"{prefix}{key} (model {value!r}, weights {theirs[key]!r})")
     return found
 

@@ -1,7 +1,8 @@
 """Causal self-attention over a packed row of samples.
 
-`packed_attention` never looks across a sample boundary and builds no mask: on CUDA the boundaries go to the
-varlen kernel as `cu_seqlens`, elsewhere the row is split and every sample attended by itself.
+`packed_attention` never looks across a sample boundary and builds no mask: on CUDA the boundaries
+go to the varlen kernel as `cu_seqlens`, elsewhere the row is split and every sample attended by
+itself.
 
 T tokens, D hidden, N query heads, K key/value heads, H head dim, S samples.
 """
@@ -74,6 +75,7 @@ class CausalSelfAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
+        self.head_counts = [num_heads, num_kv_heads, num_kv_heads]
         self.qkv_proj = nn.Linear(hidden_size, (num_heads + 2 * num_kv_heads) * head_dim, bias=bias)
         self.o_proj = nn.Linear(num_heads * head_dim, hidden_size, bias=bias)
         if qk_norm_eps is not None:
@@ -87,8 +89,8 @@ class CausalSelfAttention(nn.Module):
     ) -> Tensor:
         """(T, D) -> (T, D)."""
         num_tokens = hidden_TD.shape[0]
-        qkv = self.qkv_proj(hidden_TD).view(num_tokens, -1, self.head_dim)
-        q_TNH, k_TKH, v_TKH = qkv.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
+        qkv = self.qkv_proj(hidden_TD).unflatten(1, (-1, self.head_dim))
+        q_TNH, k_TKH, v_TKH = torch.split(qkv, self.head_counts, dim=1)
         q_TNH = apply_rope(self.q_norm(q_TNH), cos_TH, sin_TH)
         k_TKH = apply_rope(self.k_norm(k_TKH), cos_TH, sin_TH)
         out_TNH = packed_attention(q_TNH, k_TKH, v_TKH, cu_seqlens, max_seqlen)
@@ -96,7 +98,7 @@ class CausalSelfAttention(nn.Module):
         return out
 
     def weight_entries(self, ours: str, published: str) -> list[Entry]:
-        """Entries for q_proj, k_proj, v_proj, o_proj, q_norm, k_norm; both prefixes with their dot."""
+        """Entries of all parameters, q, k, v apart; both prefixes with their dot."""
         q_rows, kv_rows = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         rows = (("q_proj", q_rows), ("k_proj", kv_rows), ("v_proj", kv_rows))
         entries = []
@@ -111,11 +113,13 @@ class CausalSelfAttention(nn.Module):
 
 
 def _attention_by_sample(q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, cu_seqlens: Tensor) -> Tensor:
-    # One split and one cat: slicing in the loop costs a full-size zero gradient per slice in backward.
+    # One split and one cat: slicing in the loop costs a full-size zero gradient per slice in
+    # backward.
     lengths = cu_seqlens.diff().tolist()
     enable_gqa = q_TNH.shape[1] != k_TKH.shape[1]
     q, k, v = (
-        states.transpose(0, 1).unsqueeze(0).split(lengths, dim=2) for states in (q_TNH, k_TKH, v_TKH)
+        torch.split(states.transpose(0, 1).unsqueeze(0), lengths, dim=2)
+        for states in (q_TNH, k_TKH, v_TKH)
     )
     out = [
         functional.scaled_dot_product_attention(
@@ -129,7 +133,7 @@ def _attention_by_sample(q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, cu_seqlens
 
 @cache
 def _varlen_kernel() -> tuple[Any, dict[str, Any]]:
-    """torch's varlen attention and the arguments that make it causal and grouped; None where it is missing.
+    """torch's varlen attention and what makes it causal and grouped; None where it is missing.
 
     NOTE: the arguments differ between torch releases (2.11 takes grouped heads without being told).
     """

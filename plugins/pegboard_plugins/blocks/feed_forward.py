@@ -42,7 +42,10 @@ class GatedFeedForward(nn.Module):
         for name, parameter in self.named_parameters():
             if name.startswith("gate_up_proj."):
                 leaf = name.removeprefix("gate_up_proj.")
-                parts = [(f"{published}{part}.{leaf}", self.intermediate_size) for part in ("gate_proj", "up_proj")]
+                parts = [
+                    (f"{published}{part}.{leaf}", self.intermediate_size)
+                    for part in ("gate_proj", "up_proj")
+                ]
                 entries.append(fused(ours + name, parts, parameter.shape))
             else:
                 entries.append(renamed(ours + name, published + name, parameter.shape))

@@ -1,7 +1,9 @@
 """The output projection, which calls the loss itself.
 
-Reading the weight from outside breaks once the head is sharded as its own unit, so the loss goes to the
-weight: `forward` hands it a `Head`. A tied head owns no parameter (`to_empty()` would silently untie a shared
+Reading the weight from outside breaks once the head is sharded as its own unit, so the loss goes to
+the
+weight: `forward` hands it a `Head`. A tied head owns no parameter (`to_empty()` would silently
+    untie a shared
 one): the embedding's weight is an argument.
 
 T tokens, C rows of a chunk, D hidden, V vocabulary.

@@ -34,7 +34,9 @@ class RMSNorm(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(..., dim) -> same shape and dtype."""
-        return functional.rms_norm(hidden, (hidden.shape[-1],), self.weight.to(hidden.dtype), self.eps)
+        return functional.rms_norm(
+            hidden, (hidden.shape[-1],), self.weight.to(hidden.dtype), self.eps
+        )
 
     def extra_repr(self) -> str:
         return f"{tuple(self.weight.shape)}, eps={self.eps}"

@@ -1,7 +1,7 @@
 """Rotary position embedding, rotate-half layout.
 
-Angles are computed from the position ids in every forward: no buffer that meta initialisation, a cast to
-bfloat16 or `to_empty()` could spoil.
+Angles are computed from the position ids in every forward: no buffer that meta initialisation, a
+cast to bfloat16 or `to_empty()` could spoil.
 
 Source: Su et al. 2021, "RoFormer", section 3.2.2; halves instead of pairs as in transformers.
 
@@ -32,7 +32,9 @@ def rope_cos_sin(
     """
     with torch.no_grad():
         wide = torch.promote_types(dtype, torch.float32)
-        exponents = torch.arange(0, head_dim, 2, device=position_ids_T.device, dtype=wide) / head_dim
+        exponents = (
+            torch.arange(0, head_dim, 2, device=position_ids_T.device, dtype=wide) / head_dim
+        )
         angles = position_ids_T[:, None].to(wide) * (1.0 / theta**exponents)
         angles = torch.cat((angles, angles), dim=-1)
         return angles.cos().to(dtype), angles.sin().to(dtype)

@@ -1,17 +1,18 @@
-"""Qwen3 dense, as a JSON file names it: fields with transformers' spellings, presets, config.json both ways."""
+"""Qwen3 dense, as a JSON file names it: fields spelled as in transformers, presets, config.json."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from pegboard.component import ComponentConfig, ModelComponent
+from pegboard.component import ComponentConfig, ModelComponent, Problem
 from pegboard.errors import ConfigError
 
 if TYPE_CHECKING:
     from pegboard.contracts import BuiltModel
+    from pegboard.run_config import RunConfig
 
 __all__ = ["Qwen3"]
 
@@ -35,7 +36,7 @@ def _preset(
 
 
 class Qwen3(ModelComponent):
-    """Qwen3 dense decoder (0.6B to 32B): grouped-query attention with normed queries and keys, SwiGLU."""
+    """Qwen3 dense decoder, 0.6B to 32B: grouped, normed queries and keys; SwiGLU."""
 
     hf_model_types = ("qwen3",)
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -78,16 +79,26 @@ class Qwen3(ModelComponent):
         max_position_embeddings: PositiveInt = Field(
             40960, description="Longest sequence the model is meant for, in tokens; exported as is."
         )
-        tie_word_embeddings: bool = Field(False, description="The head uses the embedding's weight.")
+        tie_word_embeddings: bool = Field(
+            False, description="The head uses the embedding's weight."
+        )
         attention_bias: bool = Field(False, description="Biases in the attention projections.")
         initializer_range: PositiveFloat = Field(
             0.02, description="Standard deviation of freshly drawn weights."
         )
         resize_embeddings: bool = Field(
-            False, description="Load a smaller vocabulary's weights; the rows added are drawn fresh."
+            False,
+            description="Load a smaller vocabulary's weights; the rows added are drawn fresh.",
         )
 
     config: Config
+
+    def check(self, run: RunConfig, path: tuple[str | int, ...]) -> Iterable[Problem]:
+        del run
+        heads, kv_heads = self.config.num_attention_heads, self.config.num_key_value_heads
+        if kv_heads is not None and heads % kv_heads:
+            message = f"{kv_heads} key/value heads do not divide num_attention_heads, {heads}"
+            yield Problem((*path, "num_key_value_heads"), message)
 
     def build(self) -> BuiltModel:
         from pegboard_plugins.qwen3.modeling import build_qwen3
@@ -141,7 +152,8 @@ class Qwen3(ModelComponent):
             )
             if name in hf_config
         }
-        # What config.json leaves out means transformers' default, which differs from ours in places.
+        # What config.json leaves out means transformers' default, which differs from ours in
+        # places.
         defaults = {
             "num_key_value_heads": 32,
             "head_dim": 128,
@@ -164,16 +176,18 @@ def _refuse_unsupported(hf_config: Mapping[str, Any]) -> None:
         rope_type = rope.get("rope_type", rope.get("type", "default"))
         if rope_type != "default":
             raise ConfigError(
-                f"config.json: {key}: rope_type {rope_type!r} is not supported, only 'default'; remove "
-                f"{key} to train without it"
+                f"config.json: {key}: rope_type {rope_type!r} is not supported, only 'default'; "
+                f"remove {key} to train without it"
             )
         partial = rope.get("partial_rotary_factor", 1.0)
         if partial != 1.0:
-            raise ConfigError(f"config.json: {key}.partial_rotary_factor {partial} is not supported, only 1.0")
+            raise ConfigError(
+                f"config.json: {key}.partial_rotary_factor {partial} is not supported, only 1.0"
+            )
     layer_types = hf_config.get("layer_types") or ()
     if hf_config.get("use_sliding_window") or any(kind != "full_attention" for kind in layer_types):
         raise ConfigError(
-            "config.json: use_sliding_window: sliding-window attention is not supported, only full attention"
+            "config.json: use_sliding_window: sliding-window attention is not supported, only full"
         )
     if hf_config.get("hidden_act", "silu") != "silu":
         raise ConfigError(
@@ -181,9 +195,10 @@ def _refuse_unsupported(hf_config: Mapping[str, Any]) -> None:
         )
     if hf_config.get("attention_dropout"):
         raise ConfigError(
-            f"config.json: attention_dropout {hf_config['attention_dropout']} is not supported, only 0"
+            f"config.json: attention_dropout {hf_config['attention_dropout']} is not supported, "
+            "only 0"
         )
     if hf_config.get("quantization_config"):
         raise ConfigError(
-            "config.json: quantization_config: quantized weights can't be trained; load the original ones"
+            "config.json: quantization_config: quantized weights can't train; load the originals"
         )

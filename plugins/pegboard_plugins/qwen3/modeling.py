@@ -1,9 +1,11 @@
 """Qwen3 dense: the whole model, over packed rows.
 
-Embed, decoder layers (attention and feed-forward, each normed before and added), norm, head. Parameters carry
-published names except two fusions: q, k, v rows in `qkv_proj`, gate and up rows in `gate_up_proj`.
+Embed, decoder layers (attention and feed-forward, each normed before and added), norm, head.
+Parameters carry published names except two fusions: q, k, v rows in `qkv_proj`, gate and up rows in
+`gate_up_proj`.
 
-Source: Qwen3 technical report 2025, section 2; transformers' Qwen3ForCausalLM is the reference in the tests.
+Source: Qwen3 technical report 2025, section 2; transformers' Qwen3ForCausalLM is the reference in
+    the tests.
 
 T tokens, D hidden, V vocabulary, H head dim.
 """
@@ -91,7 +93,9 @@ class Qwen3CausalLM(nn.Module):
         self.initializer_range = config.initializer_range
         self.head_dim, self.rope_theta = config.head_dim, config.rope_theta
         self.model = Qwen3Decoder(config)
-        self.lm_head = LMHead(config.hidden_size, config.vocab_size, tied=config.tie_word_embeddings)
+        self.lm_head = LMHead(
+            config.hidden_size, config.vocab_size, tied=config.tie_word_embeddings
+        )
 
     def embed(self, input_ids_T: Tensor) -> Tensor:
         """(T,) ids -> (T, D)."""
@@ -101,7 +105,10 @@ class Qwen3CausalLM(nn.Module):
     def run_layers(self, hidden_TD: Tensor, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
         """All decoder layers, no final norm; a dense model has no auxiliary losses."""
         cos_TH, sin_TH = rope_cos_sin(
-            batch.position_ids_T, head_dim=self.head_dim, theta=self.rope_theta, dtype=hidden_TD.dtype
+            batch.position_ids_T,
+            head_dim=self.head_dim,
+            theta=self.rope_theta,
+            dtype=hidden_TD.dtype,
         )
         for layer in self.model.layers:
             hidden_TD = layer(hidden_TD, cos_TH, sin_TH, batch.cu_seqlens, batch.max_seqlen)
@@ -109,7 +116,9 @@ class Qwen3CausalLM(nn.Module):
 
     def compute_loss(self, hidden_TD: Tensor, targets: Targets, loss: Loss) -> LossOutput:
         """Final norm, then the head with the loss inside."""
-        out: LossOutput = self.lm_head(self.model.norm(hidden_TD), targets, loss, self._tied_weight())
+        out: LossOutput = self.lm_head(
+            self.model.norm(hidden_TD), targets, loss, self._tied_weight()
+        )
         return out
 
     def forward(self, batch: Batch, loss: Loss) -> ModelOutput:
