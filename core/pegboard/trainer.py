@@ -189,9 +189,9 @@ class Trainer:
                     self._log(result, elapsed, waited, pace, epoch)
                 bar.update(1)
                 is_last = self.step == self.total_steps or result.counts["stop_asked"] > 0
-                if self.eval_data and self.run.eval:
-                    if self.step % self.run.eval.every_steps == 0 or is_last:
-                        self._log_eval()
+                evaluation = self.run.eval
+                if evaluation and (self.step % evaluation.every_steps == 0 or is_last):
+                    self._log_eval()
                 self._save(is_last)
                 if result.counts["stop_asked"] > 0:
                     logger.warning(
