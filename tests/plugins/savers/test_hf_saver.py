@@ -1,0 +1,184 @@
+"""Claim: an export holds the weight map's tensors under their published names and is split by
+shapes alone; transformers reads its config; a full disk leaves the earlier export."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from pegboard.errors import CheckpointError
+from pegboard.savers import SaveRequest
+from pegboard.tensor_file import TensorFileWriter, TensorSpec
+from pegboard_plugins.savers.component import CheckpointSaver, HFSaver
+
+sys.path.insert(0, str(Path(__file__).parent))
+tiny_run = import_module("tiny_run")
+
+
+@contextmanager
+def largest_file(num_bytes: int) -> Iterator[None]:
+    """No file may grow beyond this (Python ignores the signal: a write fails like on a full disk)."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def export(folder: Path, seed: int = 1, **config: Any) -> Path:
+    module, optimizer = tiny_run.make(seed=seed)
+    saver = HFSaver(HFSaver.Config(**config)).build()
+    written = saver.save(tiny_run.request_for(folder, module, optimizer))
+    assert written is not None
+    return written
+
+
+def test_one_file_holds_all_that_fits(tmp_path: Path) -> None:
+    folder = export(tmp_path)
+    module, _ = tiny_run.make(seed=1)
+    tensors = load_file(folder / "model.safetensors")
+    assert list(tiny_run.WEIGHT_MAP.published_shapes()) == [
+        "model.embed_tokens.weight",
+        "model.norm.weight",
+        "model.gate.weight",
+        "model.up.weight",
+        "model.scale",
+    ]
+    assert sorted(tensors) == sorted(tiny_run.WEIGHT_MAP.published_shapes())
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+    assert torch.equal(tensors["model.gate.weight"], module.up.weight[:3].bfloat16())
+    assert torch.equal(tensors["model.up.weight"], module.up.weight[3:].bfloat16())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["export"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer_config.json",
+    ]
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+def test_files_are_filled_in_the_order_of_the_map_up_to_the_limit(tmp_path: Path) -> None:
+    folder = export(tmp_path, dtype="float32", max_shard_size_gb=2e-7)
+    index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
+    one, two = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+    assert index["weight_map"] == {
+        "model.embed_tokens.weight": one,
+        "model.gate.weight": two,
+        "model.norm.weight": two,
+        "model.scale": two,
+        "model.up.weight": two,
+    }
+    assert list(index["weight_map"]) == sorted(index["weight_map"])
+    assert index["metadata"]["total_size"] == 4 * (66 + 6 + 42 + 1)
+    assert list(load_file(folder / one)) == ["model.embed_tokens.weight"]
+    assert not (folder / "model.safetensors").exists()
+
+
+def test_the_dtype_is_the_configs_else_the_loaded_else_bfloat16(tmp_path: Path) -> None:
+    module, optimizer = tiny_run.make(seed=1)
+    cases = (("float16", "float32"), (None, "float32"), (None, None))
+    for (asked, loaded), expected in zip(cases, ("float16", "float32", "bfloat16"), strict=True):
+        request = tiny_run.request_for(tmp_path, module, optimizer, loaded_dtype=loaded)
+        folder = HFSaver(HFSaver.Config.model_validate({"dtype": asked})).build().save(request)
+        assert folder is not None
+        dtype = load_file(folder / "model.safetensors")["model.scale"].dtype
+        assert dtype == getattr(torch, expected)
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        assert config["torch_dtype"] == expected and "dtype" not in config
+        assert config["vision_config"] == {"torch_dtype": expected}
+
+
+def test_transformers_reads_the_configs(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    folder = export(tmp_path, dtype="float16")
+    assert transformers.AutoConfig.from_pretrained(folder).dtype == torch.float16
+    generation = transformers.GenerationConfig.from_pretrained(folder)
+    assert (generation.eos_token_id, generation.pad_token_id) == ([2, 5], 0)
+
+
+def test_what_the_source_folder_says_of_generation_and_images_is_kept(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "generation_config.json").write_text('{"top_k": 7}', encoding="utf-8")
+    (source / "preprocessor_config.json").write_text("{}", encoding="utf-8")
+    (source / "model.py").write_text("", encoding="utf-8")
+    module, optimizer = tiny_run.make(seed=1)
+    request = tiny_run.request_for(tmp_path, module, optimizer, source_folder=source)
+    folder = HFSaver(HFSaver.Config()).build().save(request)
+    assert folder is not None
+    assert (folder / "generation_config.json").read_text(encoding="utf-8") == '{"top_k": 7}'
+    assert (folder / "preprocessor_config.json").exists()
+    assert not (folder / "model.py").exists()
+
+
+def test_a_new_export_replaces_the_old_one_whole(tmp_path: Path) -> None:
+    old = load_file(export(tmp_path, seed=1) / "model.safetensors")
+    folder = export(tmp_path, seed=2, max_shard_size_gb=2e-7)
+    assert not (folder / "model.safetensors").exists()
+    new = load_file(folder / "model-00001-of-00002.safetensors")
+    name = "model.embed_tokens.weight"
+    assert not torch.equal(old[name], new[name])
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]
+
+
+def test_exports_on_the_way_have_a_folder_each(tmp_path: Path) -> None:
+    assert export(tmp_path, every_steps=3) == tmp_path / "export" / "step_00000003"
+
+
+@pytest.mark.parametrize("limit", [20, 500])
+@pytest.mark.parametrize("kind", [HFSaver, CheckpointSaver])
+def test_a_full_disk_is_a_clear_error_and_keeps_what_stood(
+    tmp_path: Path, kind: type[HFSaver | CheckpointSaver], limit: int
+) -> None:
+    saver = kind(kind.Config()).build()
+
+    def request(step: int) -> SaveRequest:
+        module, optimizer = tiny_run.make(seed=step)
+        made: SaveRequest = tiny_run.request_for(tmp_path, module, optimizer, step=step)
+        return made
+
+    kept = saver.save(request(1))
+    assert kept is not None
+    before = {path: path.read_bytes() for path in kept.iterdir()}
+    second = request(2)
+    with pytest.raises(CheckpointError, match="File too large") as caught, largest_file(limit):
+        saver.save(second)
+    assert "\n" not in str(caught.value)
+    assert {path: path.read_bytes() for path in kept.iterdir()} == before
+    assert list(kept.parent.iterdir()) == [kept]
+
+
+def test_a_tensor_file_is_the_same_in_whatever_order_it_is_written(tmp_path: Path) -> None:
+    tensors = {
+        "b": torch.arange(3, dtype=torch.uint8),
+        "a": torch.randn(2, 3),
+        "c": torch.tensor(True),
+        "d": torch.randn(4, 3).t().to(torch.bfloat16),
+        "e": torch.zeros(0, 2),
+    }
+    layout = {name: TensorSpec(tuple(t.shape), t.dtype) for name, t in tensors.items()}
+    for file, names in (("one", sorted(tensors)), ("two", sorted(tensors, reverse=True))):
+        with TensorFileWriter(tmp_path / file, layout, {}) as writer:
+            for name in names:
+                writer.write(name, tensors[name])
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    read = load_file(tmp_path / "one")
+    assert read.keys() == tensors.keys()
+    assert all(torch.equal(read[name], tensors[name]) for name in tensors)
+    with pytest.raises(ValueError, match="never written"):
+        TensorFileWriter(tmp_path / "three", layout, {}).close()
