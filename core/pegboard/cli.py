@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return command(arguments)
     except PegboardError as error:
-        show_error(f"error: {error}")
+        show_error(str(error))
         return 2
     except KeyboardInterrupt:
         if is_speaker():

@@ -134,14 +134,14 @@ def test_a_config_that_is_not_there_is_one_message_and_code_2(
     captured = capsys.readouterr()
     assert captured.out == ""
     [line] = [row for row in captured.err.splitlines() if not row.startswith("warning:")]
-    assert line.startswith("error: no/such.json: no such file")
+    assert line.startswith("no/such.json: no such file")
 
 
 def test_a_config_alone_means_train_also_after_its_options(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(["--set", "seed=1", "no/such.json"]) == 2
-    assert "error: no/such.json: no such file" in capsys.readouterr().err
+    assert "no/such.json: no such file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["chekc", "x.json"], ["check"], ["check", "x.json", "--sett"]])
@@ -199,7 +199,7 @@ def test_run_py_is_train_from_any_folder(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 2
-    assert "error: missing.json: no such file" in done.stderr
+    assert "missing.json: no such file" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -255,6 +255,6 @@ def test_under_torchrun_two_ranks_print_one_error_and_it_is_the_root_cause(tmp_p
     )
     assert done.returncode == 1
     lines = done.stderr.splitlines()
-    assert len([line for line in lines if line.startswith("error: missing.json")]) == 1
+    assert len([line for line in lines if line.startswith("missing.json")]) == 1
     assert "[local rank 1]" not in done.stderr
-    assert "error: missing.json" in done.stderr.partition("Root Cause")[2]
+    assert "missing.json" in done.stderr.partition("Root Cause")[2]
