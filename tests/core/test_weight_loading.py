@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Shard
 
 from pegboard.errors import WeightsError
 from pegboard.initialization import init_module_weights, local_part
@@ -107,9 +108,9 @@ def as_rank(rank: int, world_size: int) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def sharded_toy(world_size: int) -> nn.Module:
+def sharded_toy(world_size: int, vocabulary: int = 10) -> nn.Module:
     with torch.device("meta"):
-        module = Toy()
+        module = Toy(vocabulary)
     # A name per rank: torch caches by mesh equality, and one process is every rank here in turn.
     mesh = init_device_mesh("cpu", (world_size,), mesh_dim_names=(f"as_rank_{dist.get_rank()}",))
     fully_shard(module.experts, mesh=mesh)
@@ -117,12 +118,14 @@ def sharded_toy(world_size: int) -> nn.Module:
     return module.to_empty(device="cpu")
 
 
-def over_ranks(world_size: int, fill: Callable[[nn.Module], object]) -> dict[str, Tensor]:
+def over_ranks(
+    world_size: int, fill: Callable[[nn.Module], object], vocabulary: int = 10
+) -> dict[str, Tensor]:
     """Run `fill` as every rank in turn and put the local rows together."""
     rows: dict[str, list[Tensor]] = {}
     for rank in range(world_size):
         with as_rank(rank, world_size):
-            module = sharded_toy(world_size)
+            module = sharded_toy(world_size, vocabulary)
             fill(module)
             for name, parameter in module.named_parameters():
                 rows.setdefault(name, []).append(local_part(parameter).clone())
@@ -252,3 +255,45 @@ def test_fresh_weights_do_not_depend_on_the_number_of_ranks(world_size: int) -> 
     together = over_ranks(world_size, lambda module: init_module_weights(module, seed=7))
     for name, parameter in alone.named_parameters():
         assert torch.equal(together[name], parameter), name
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_a_larger_vocabulary_is_split_over_ranks_as_one_rank_would_hold_it(
+    world_size: int, tmp_path: Path
+) -> None:
+    def fill(module: nn.Module) -> None:
+        init_module_weights(module, seed=7)
+        load_published_weights(module, toy_map(13), tmp_path, resize_embeddings=True)
+
+    saved(tmp_path, published())
+    alone = Toy(13)
+    fill(alone)
+    together = over_ranks(world_size, fill, vocabulary=13)
+    for name, parameter in alone.named_parameters():
+        assert torch.equal(together[name], parameter), name
+
+
+@pytest.mark.parametrize("rank", range(6))
+def test_experts_sharded_over_two_meshes_get_the_experts_they_own(
+    rank: int, tmp_path: Path
+) -> None:
+    tensors = published()
+    saved(tmp_path, tensors)
+    with as_rank(rank, 6):
+        with torch.device("meta"):
+            module = Toy()
+        mesh = init_device_mesh("cpu", (2, 3), mesh_dim_names=(f"shard_{rank}", f"expert_{rank}"))
+        shard, expert = mesh.get_coordinate() or (0, 0)
+        experts = module.experts
+        experts.stack = nn.Parameter(
+            DTensor.from_local(
+                torch.empty(1, 4, 2, device="meta"), mesh[f"expert_{rank}"], [Shard(0)]
+            )
+        )
+        fully_shard(experts, mesh=mesh[f"shard_{rank}"])
+        module.to_empty(device="cpu")
+        load_published_weights(module, toy_map(), tmp_path)
+        # One expert per expert rank: the first shard rank holds it, the second holds none.
+        whole = expected(tensors)["experts.stack"]
+        want = whole[expert : expert + 1] if shard == 0 else whole[:0]
+        assert torch.equal(local_part(experts.stack), want)
