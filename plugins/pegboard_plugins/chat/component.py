@@ -33,13 +33,13 @@ class ChatTokenizeFn(TokenizeFnComponent):
         rewritten_turns: Literal["skip", "error"] = Field(
             default="skip",
             description="An assistant turn that the chat template changes or can't render as "
-            "generated (Qwen3 strips the reasoning of earlier turns): no loss and counted, or an error.",
+            "generated (Qwen3 strips the reasoning of earlier turns): no loss, or an error.",
         )
         shown_turns: Literal["train", "skip"] = Field(
             default="skip",
             description="An assistant turn that is intact but follows another prompt than at "
-            "inference (an earlier Qwen3 turn without reasoning lacks the empty think block that its "
-            "prompt had): loss, or none and counted.",
+            "inference (an earlier Qwen3 turn without reasoning lacks the empty think block that "
+            "its prompt had): loss, or none. Both are counted.",
         )
         template_kwargs: dict[str, bool | int | str] = Field(
             default={},

@@ -1,8 +1,8 @@
 """Find, in a rendered chat, exactly the characters that the model generates at inference.
 
-For assistant turn j: P is the prompt at inference, E the chat up to and with turn j, and G = E less P
-up to the first stop token. The template is a black box: nothing is known of its headers or tags, so the
-same definition holds for any of them.
+For assistant turn j: P is the prompt at inference, E the chat up to and with turn j, and G = E
+less P up to the first stop token. The template is a black box: nothing is known of its headers or
+tags, so the same definition holds for any of them.
 
     exact      the whole chat begins with P + G
     shown      G is intact in the whole chat, but the text before it is not the prompt of inference

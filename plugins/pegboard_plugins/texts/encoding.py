@@ -1,8 +1,8 @@
 """Encode a text whole and tell which tokens lie inside given character spans.
 
 Whole, because ids must equal those of the undivided text: cutting at a span's border may merge
-differently. A token that straddles a border gets no loss: it holds characters of the prompt, which the
-model never emits.
+differently. A token that straddles a border gets no loss: it holds characters of the prompt,
+which the model never emits.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def _mask_from_offsets(
 ) -> np.ndarray:
     """(T,) bool.
 
-    NOTE: a tokenizer that trims offsets leaves white space to nobody: a token truly starts where the
-    one before it ends, and a token of white space alone has no width.
+    NOTE: a tokenizer that trims offsets leaves white space to nobody: a token truly starts where
+    the one before it ends, and a token of white space alone has no width.
     """
     mask = np.zeros(len(offsets), dtype=bool)
     for start, end in spans:

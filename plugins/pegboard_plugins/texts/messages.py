@@ -1,7 +1,7 @@
 """Check the messages of a chat record and bring them into the one form that is rendered.
 
-A record is `{"messages": [...], "tools": [...]}` or a bare list of messages. What is wrong is named by
-its place (`messages[2].content`), because a bad record is found among millions of lines.
+A record is `{"messages": [...], "tools": [...]}` or a bare list of messages. What is wrong is
+named by its place (`messages[2].content`), because a bad record is found among millions of lines.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _read_message(message: Any, where: str) -> dict[str, Any]:
     if content is None:
         if not (role == "assistant" and message.get("tool_calls")):
             raise DataError(
-                f"{where}.content: null or missing; only an assistant message with tool_calls may lack it"
+                f"{where}.content: null or missing; only an assistant with tool_calls may lack it"
             )
     else:
         cleaned["content"] = _read_content(content, f"{where}.content")

@@ -1,8 +1,8 @@
 """Render chats through a tokenizer's template, and know its prompt variants.
 
-A template may write several prompts for one history: Qwen3 with `enable_thinking=False` appends an
-empty think block. Where a variant is always the default prompt plus a constant, which probes show once,
-it costs no second render.
+A template may write several prompts for one history: Qwen3 with `enable_thinking=False` appends
+an empty think block. Where a variant is always the default prompt plus a constant, which probes
+show once, it costs no second render.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class ChatRenderer:
     """The chat template of a tokenizer with fixed template arguments.
 
     Args:
-        template_kwargs: arguments of the template. An explicit `enable_thinking` is the only variant
-            then, so that a model can be trained to write the empty think block itself.
+        template_kwargs: arguments of the template. An explicit `enable_thinking` is the only
+            variant then, so that a model can be trained to write the empty think block itself.
 
     Raises:
         ConfigError: the tokenizer has no chat template, or one that doesn't compile.

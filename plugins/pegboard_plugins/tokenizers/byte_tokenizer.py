@@ -1,11 +1,12 @@
 """A tokenizer of 256 bytes and nine chat tokens, with its own ChatML template.
 
 Byte b has id b; the chat tokens follow. It is an ordinary `tokenizers` BPE without merges, so a
-saved folder opens with AutoTokenizer. The template follows Qwen3's rules: reasoning is shown only after the
-last user message, the last answer always has a think block, and `enable_thinking=False` puts an empty
-one in the prompt.
+saved folder opens with AutoTokenizer. The template follows Qwen3's rules: reasoning is shown only
+after the last user message, the last answer always has a think block, and `enable_thinking=False`
+puts an empty one in the prompt.
 
-Source: byte-to-character table of the byte-level pre-tokenizer, as in GPT-2 (Radford et al., 2019).
+Source: byte-to-character table of the byte-level pre-tokenizer, as in GPT-2 (Radford et al.,
+2019).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A transformers tokenizer behind Pegboard's Tokenizer contract.
 
-Encoding goes to the Rust tokenizer directly where there is one; rendering goes to transformers, so that
-text and ids equal its `apply_chat_template` by construction.
+Encoding goes to the Rust tokenizer directly where there is one; rendering goes to transformers,
+so that text and ids equal its `apply_chat_template` by construction.
 """
 
 from __future__ import annotations

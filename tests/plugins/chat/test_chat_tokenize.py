@@ -1,4 +1,4 @@
-"""Ids equal the tokenizer's own chat encoding, and loss lies exactly on what the model generates."""
+"""Ids equal the tokenizer's own chat encoding; loss lies exactly on what the model generates."""
 
 from __future__ import annotations
 
@@ -6,46 +6,49 @@ import itertools
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from pegboard.component import ComponentConfig, ModelComponent
 from pegboard.errors import ConfigError, DataError, DroppedSample
 from pegboard_plugins.chat.component import ChatTokenizeFn
 from pegboard_plugins.tokenizers.component import ByteTokenizer, HFTokenizer
 
 ASSETS = Path(__file__).resolve().parents[4] / "shared" / "assets"
+MODEL = ModelComponent(ComponentConfig())  # a chat tokenize fn asks nothing of the model
 USER = {"role": "user", "content": "a"}
 CALL = {"type": "function", "function": {"name": "f", "arguments": '{"x":  1}'}}
 
 
 @pytest.fixture(scope="module")
-def byte():
+def byte() -> Any:
     return ByteTokenizer(ByteTokenizer.Config()).build()
 
 
 @pytest.fixture(scope="module")
-def qwen3():
+def qwen3() -> Any:
     if not (ASSETS / "qwen3_tokenizer").is_dir():
         pytest.skip("the Qwen3 tokenizer is not on this machine")
     return HFTokenizer(HFTokenizer.Config(path=str(ASSETS / "qwen3_tokenizer"))).build()
 
 
-def built(tokenizer, **fields):
-    return ChatTokenizeFn(ChatTokenizeFn.Config(**fields)).build(tokenizer, None)
+def built(tokenizer: Any, **fields: Any) -> Any:
+    return ChatTokenizeFn(ChatTokenizeFn.Config(**fields)).build(tokenizer, MODEL)
 
 
-def answer(text, **more):
+def answer(text: Any, **more: Any) -> Any:
     return {"role": "assistant", "content": text, **more}
 
 
-def trained(tokenizer, chat, **fields):
+def trained(tokenizer: Any, chat: Any, **fields: Any) -> Any:
     (example,) = built(tokenizer, **fields)(chat)
     return tokenizer.decode(example.input_ids[example.loss_mask])
 
 
-def records(name):
+def records(name: Any) -> Any:
     file = ASSETS / "text" / f"{name}_messages.jsonl"
     if not file.is_file():
         pytest.skip(f"{file.name} is not on this machine")
@@ -53,19 +56,24 @@ def records(name):
         return [json.loads(line) for line in itertools.islice(lines, 50)]
 
 
-def test_an_example_is_int32_ids_and_a_bool_mask(byte):
+def test_an_example_is_int32_ids_and_a_bool_mask(byte: Any) -> None:
     (example,) = built(byte)({"messages": [USER, answer("b")]})
     assert example.input_ids.dtype == np.int32 and example.loss_mask.dtype == bool
     assert example.input_ids.shape == example.loss_mask.shape
     assert example.input_ids.tolist() == byte.encode(byte.render([USER, answer("b")]))
 
 
-def test_loss_excludes_empty_think_block_and_trailing_newline(byte):
+def test_loss_excludes_empty_think_block_and_trailing_newline(byte: Any) -> None:
     assert trained(byte, [USER, answer("b")]) == "b<|im_end|>"
 
 
-def test_tool_calls_are_trained_as_rendered_and_tool_results_are_not(byte):
-    chat = [USER, {**answer(None), "tool_calls": [CALL]}, {"role": "tool", "content": "9"}, answer("c")]
+def test_tool_calls_are_trained_as_rendered_and_tool_results_are_not(byte: Any) -> None:
+    chat = [
+        USER,
+        {**answer(None), "tool_calls": [CALL]},
+        {"role": "tool", "content": "9"},
+        answer("c"),
+    ]
     text = trained(byte, {"messages": chat, "tools": [CALL]})
     # A step before the last has no think block of its own, so its empty one was not in its prompt.
     assert text == "c<|im_end|>"
@@ -74,7 +82,7 @@ def test_tool_calls_are_trained_as_rendered_and_tool_results_are_not(byte):
     assert shown == f"{call}<|im_end|>c<|im_end|>"
 
 
-def test_turn_policies_and_their_counts(byte):
+def test_turn_policies_and_their_counts(byte: Any) -> None:
     chat = [USER, answer("b"), USER, answer("c", reasoning_content="r"), USER, answer("d")]
     fn = built(byte)
     fn(chat)
@@ -86,18 +94,20 @@ def test_turn_policies_and_their_counts(byte):
         built(byte, rewritten_turns="error")(chat)
 
 
-def test_loss_false_and_train_on_last_choose_turns(byte):
+def test_loss_false_and_train_on_last_choose_turns(byte: Any) -> None:
     chat = [USER, answer("b"), USER, answer("c")]
     both = {"shown_turns": "train"}
     assert trained(byte, chat, **both) == "b<|im_end|>c<|im_end|>"
     assert trained(byte, chat, train_on="last", **both) == "c<|im_end|>"
-    assert trained(byte, [USER, answer("b"), USER, answer("c", loss=False)], **both) == "b<|im_end|>"
+    assert (
+        trained(byte, [USER, answer("b"), USER, answer("c", loss=False)], **both) == "b<|im_end|>"
+    )
     with pytest.raises(DroppedSample) as error:
         built(byte, train_on="last")([USER, answer("b"), USER, answer("c", loss=False)])
     assert error.value.reason == "no supervised token"
 
 
-def test_truncation_keeps_a_half_turn_and_drops_one_without_loss(byte):
+def test_truncation_keeps_a_half_turn_and_drops_one_without_loss(byte: Any) -> None:
     whole = built(byte)([USER, answer("bcdef")])[0]
     start = int(np.argmax(whole.loss_mask))
     fn = built(byte, max_length=start + 2)
@@ -109,7 +119,7 @@ def test_truncation_keeps_a_half_turn_and_drops_one_without_loss(byte):
         built(byte, max_length=start)([USER, answer("bcdef")])
 
 
-def test_fields_that_the_template_drops_are_counted(byte):
+def test_fields_that_the_template_drops_are_counted(byte: Any) -> None:
     tokenizer = pickle.loads(pickle.dumps(byte))
     tokenizer.chat_template = (
         "{% for m in messages %}{{ m.role }}:{{ m.content }}<|im_end|>{% endfor %}"
@@ -121,7 +131,7 @@ def test_fields_that_the_template_drops_are_counted(byte):
     assert counts["reasoning not rendered"] == 1 and counts["tool calls not rendered"] == 1
 
 
-def test_fingerprint_follows_config_and_template_but_not_the_process(byte):
+def test_fingerprint_follows_config_and_template_but_not_the_process(byte: Any) -> None:
     fn = built(byte)
     assert fn.fingerprint() == built(byte).fingerprint()
     assert fn.fingerprint() != built(byte, max_length=5).fingerprint()
@@ -130,18 +140,18 @@ def test_fingerprint_follows_config_and_template_but_not_the_process(byte):
     assert fn.fingerprint() != built(other).fingerprint()
 
 
-def test_a_pickled_copy_gives_the_same_example(byte):
+def test_a_pickled_copy_gives_the_same_example(byte: Any) -> None:
     fn = built(byte)
     copy = pickle.loads(pickle.dumps(fn))
     chat = [USER, answer("b")]
     assert copy(chat)[0].input_ids.tolist() == fn(chat)[0].input_ids.tolist()
 
 
-def test_unusable_settings_are_refused(byte):
+def test_unusable_settings_are_refused(byte: Any) -> None:
     with pytest.raises(ValidationError):
         ChatTokenizeFn.Config(max_length=0)
     with pytest.raises(ValidationError):
-        ChatTokenizeFn.Config(train_on="some")
+        ChatTokenizeFn.Config.model_validate({"train_on": "some"})
     tokenizer = pickle.loads(pickle.dumps(byte))
     tokenizer.eos_token_ids = ()
     with pytest.raises(ConfigError, match="no token that ends a turn"):
@@ -150,7 +160,9 @@ def test_unusable_settings_are_refused(byte):
 
 @pytest.mark.parametrize("name", ["gsm8k_train", "glaive_toolcall_en"])
 @pytest.mark.parametrize("which", ["byte", "qwen3"])
-def test_real_records_have_the_tokenizers_ids_and_the_answers_as_loss(name, which, request):
+def test_real_records_have_the_tokenizers_ids_and_the_answers_as_loss(
+    name: Any, which: Any, request: Any
+) -> None:
     tokenizer = request.getfixturevalue(which)
     fn = built(tokenizer, max_length=1_000_000, shown_turns="train")
     for record in records(name):
@@ -165,7 +177,7 @@ def test_real_records_have_the_tokenizers_ids_and_the_answers_as_loss(name, whic
         assert generated == expected
 
 
-def spelt(message):
+def spelt(message: Any) -> Any:
     """What Qwen3 generates for a message without reasoning."""
     calls = [
         f'<tool_call>\n{{"name": "{call["function"]["name"]}", '
@@ -176,14 +188,14 @@ def spelt(message):
     return "\n".join(([content] if content else []) + calls) + "<|im_end|>"
 
 
-def test_stock_qwen3_trains_the_last_turn_of_a_tool_chat_exactly(qwen3):
+def test_stock_qwen3_trains_the_last_turn_of_a_tool_chat_exactly(qwen3: Any) -> None:
     fn = built(qwen3, max_length=1_000_000)
     for record in records("glaive_toolcall_en"):
         fn(record)
     assert fn.take_counts() == {"turns exact": 50, "turns shown": 117}
 
 
-def test_qwen3_reasoning_is_trained_last_and_rewritten_in_history(qwen3):
+def test_qwen3_reasoning_is_trained_last_and_rewritten_in_history(qwen3: Any) -> None:
     chat = [
         USER,
         answer("b", reasoning_content="r"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -17,7 +19,7 @@ class Words:
     def __init__(self, trim: bool) -> None:
         self.trim = trim
 
-    def encode_with_offsets(self, text):
+    def encode_with_offsets(self, text: Any) -> Any:
         rust = Tokenizer(models.WordLevel({"a": 0, " b": 1, "[UNK]": 2}, unk_token="[UNK]"))
         rust.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_next")
         encoding = rust.encode(text)
@@ -28,18 +30,26 @@ class Words:
 class Pairs:
     """No offsets; two letters make a token."""
 
-    def encode(self, text, *, special_tokens=True):
+    def encode(self, text: Any, *, special_tokens: Any = True) -> Any:
         return [ord(text[i]) for i in range(0, len(text), 2)]
 
 
-def test_arrays_have_the_types_of_an_example():
+def words(trim: bool) -> Any:
+    return Words(trim)
+
+
+def pairs() -> Any:
+    return Pairs()
+
+
+def test_arrays_have_the_types_of_an_example() -> None:
     tokenizer = ByteTokenizer(ByteTokenizer.Config()).build()
     ids, mask = encode_with_mask(tokenizer, "abc", [(1, 2)])
     assert ids.dtype == np.int32 and mask.dtype == bool
     assert ids.tolist() == [97, 98, 99] and mask.tolist() == [False, True, False]
 
 
-def test_every_token_of_a_character_is_inside():
+def test_every_token_of_a_character_is_inside() -> None:
     tokenizer = ByteTokenizer(ByteTokenizer.Config()).build()
     text = "\u4e2d\U0001f600\u00e9<|im_end|>x"
     ids, mask = encode_with_mask(tokenizer, text, [(1, 13)])
@@ -48,17 +58,17 @@ def test_every_token_of_a_character_is_inside():
 
 
 @pytest.mark.parametrize("trim", [False, True])
-def test_a_token_across_the_border_gets_no_loss(trim):
-    _, inside = encode_with_mask(Words(trim), "a b b", [(1, 5)])
+def test_a_token_across_the_border_gets_no_loss(trim: Any) -> None:
+    _, inside = encode_with_mask(words(trim), "a b b", [(1, 5)])
     assert inside.tolist() == [False, True, True]
-    _, across = encode_with_mask(Words(trim), "a b b", [(2, 5)])
+    _, across = encode_with_mask(words(trim), "a b b", [(2, 5)])
     assert across.tolist() == [False, False, True]
-    _, tail = encode_with_mask(Words(trim), "a b b", [(1, 4)])
+    _, tail = encode_with_mask(words(trim), "a b b", [(1, 4)])
     assert tail.tolist() == [False, True, False]
 
 
-def test_without_offsets_a_cut_that_changes_ids_is_an_error():
-    ids, mask = encode_with_mask(Pairs(), "abcdef", [(2, 4)])
+def test_without_offsets_a_cut_that_changes_ids_is_an_error() -> None:
+    ids, mask = encode_with_mask(pairs(), "abcdef", [(2, 4)])
     assert len(ids) == 3 and mask.tolist() == [False, True, False]
     with pytest.raises(DataError, match="no offsets"):
-        encode_with_mask(Pairs(), "abcdef", [(3, 4)])
+        encode_with_mask(pairs(), "abcdef", [(3, 4)])

@@ -1,42 +1,46 @@
-"""HFTokenizer opens a folder, knows every token that ends a turn, and names what is wrong with a path."""
+"""HFTokenizer opens a folder, knows each token that ends a turn, and names a wrong path."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pegboard.errors import ConfigError
 from pegboard_plugins.tokenizers.component import ByteTokenizer, HFTokenizer
 
+NO_RUN: Any = None  # its check looks at the disk alone
 AT = ("tokenizer",)
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path: Any) -> Any:
     ByteTokenizer(ByteTokenizer.Config()).build().save(str(tmp_path))
     return tmp_path
 
 
-def opened(**fields):
+def opened(**fields: Any) -> Any:
     return HFTokenizer(HFTokenizer.Config(**fields)).build()
 
 
-def problems(**fields):
-    return list(HFTokenizer(HFTokenizer.Config(**fields)).check(None, AT))
+def problems(**fields: Any) -> Any:
+    return list(HFTokenizer(HFTokenizer.Config(**fields)).check(NO_RUN, AT))
 
 
-def test_a_saved_tokenizer_reopens_with_the_same_ids(folder, tmp_path):
+def test_a_saved_tokenizer_reopens_with_the_same_ids(folder: Any, tmp_path: Any) -> None:
     byte = ByteTokenizer(ByteTokenizer.Config()).build()
     tokenizer = opened(path=str(folder))
-    text = byte.render([{"role": "user", "content": "h\u00e9"}, {"role": "assistant", "content": "b"}])
+    text = byte.render(
+        [{"role": "user", "content": "h\u00e9"}, {"role": "assistant", "content": "b"}]
+    )
     assert tokenizer.encode(text) == byte.encode(text)
     tokenizer.save(str(tmp_path / "again"))
     assert opened(path=str(tmp_path / "again")).encode(text) == byte.encode(text)
 
 
-def test_end_ids_join_tokenizer_generation_config_and_template(folder):
+def test_end_ids_join_tokenizer_generation_config_and_template(folder: Any) -> None:
     settings = folder / "tokenizer_config.json"
     config = json.loads(settings.read_text())
     settings.write_text(json.dumps({**config, "eos_token": "<|endoftext|>"}))
@@ -45,7 +49,7 @@ def test_end_ids_join_tokenizer_generation_config_and_template(folder):
     assert opened(path=str(folder)).eos_token_ids == (256, 262, 258)
 
 
-def test_a_template_file_replaces_the_tokenizers_own(folder, tmp_path):
+def test_a_template_file_replaces_the_tokenizers_own(folder: Any, tmp_path: Any) -> None:
     own = opened(path=str(folder))
     file = tmp_path / "t.jinja"
     file.write_text("{% for m in messages %}[{{ m.content }}]{% endfor %}")
@@ -54,7 +58,9 @@ def test_a_template_file_replaces_the_tokenizers_own(folder, tmp_path):
     assert tokenizer.fingerprint() != own.fingerprint()
 
 
-def test_check_names_a_missing_folder_an_empty_one_and_a_missing_template(folder, tmp_path):
+def test_check_names_a_missing_folder_an_empty_one_and_a_missing_template(
+    folder: Any, tmp_path: Any
+) -> None:
     (tmp_path / "empty").mkdir()
     assert problems(path=str(folder)) == []
     assert problems(path="owner/name") == []
@@ -67,14 +73,14 @@ def test_check_names_a_missing_folder_an_empty_one_and_a_missing_template(folder
     assert problem.path == ("tokenizer", "chat_template")
 
 
-def test_a_folder_that_is_no_tokenizer_fails_in_one_line(tmp_path):
+def test_a_folder_that_is_no_tokenizer_fails_in_one_line(tmp_path: Any) -> None:
     (tmp_path / "tokenizer_config.json").write_text("{}")
     with pytest.raises(ConfigError) as error:
         opened(path=str(tmp_path))
     assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
 
 
-def test_published_qwen3_keeps_its_ids():
+def test_published_qwen3_keeps_its_ids() -> None:
     folder = Path(__file__).resolve().parents[4] / "shared" / "assets" / "qwen3_tokenizer"
     if not folder.is_dir():
         pytest.skip("the Qwen3 tokenizer is not on this machine")
