@@ -18,6 +18,7 @@ from pegboard.component import (
     TrackerComponent,
     TransformComponent,
 )
+from pegboard.component_field import ComponentOf
 from pegboard.contracts import (
     IGNORE_INDEX,
     Batch,
@@ -51,6 +52,7 @@ __all__ = [
     "CollatorComponent",
     "Component",
     "ComponentConfig",
+    "ComponentOf",
     "ConfigError",
     "DataError",
     "DatasetComponent",

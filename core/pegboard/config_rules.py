@@ -1,7 +1,7 @@
 """What a config may leave out, and the rules between its parts.
 
-Both work on plain JSON data, before and beside pydantic: defaults that depend on another section are written in
-(so a dump shows them), and a rule still speaks when some unrelated part of the config is wrong.
+Both work on plain JSON data, before and beside pydantic: defaults that depend on another section are
+written in (so a dump shows them), and a rule still speaks when an unrelated part is wrong.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ DEFAULT_PACK_MAX_LENGTH = 4096
 def fill_in(data: dict[str, Any], registry: Registry) -> list[Problem]:
     """Write into `data` what follows from other sections; returns what stood in the way.
 
-    The model's fields come from its preset, then `config.json` of `load_from`, then the JSON, the last one
-    winning. A dataset's name, sample ratio and policy move up to its entry.
+    The model's fields come from its preset, then `config.json` of `load_from`, then the JSON; the last
+    wins. A dataset's name, sample ratio and policy move up to its entry.
     """
     problems = list(_fill_model(data, registry))
     if data.get("tokenizer") is None and isinstance(data.get("load_from"), str):
@@ -41,7 +41,7 @@ def fill_in(data: dict[str, Any], registry: Registry) -> list[Problem]:
 
 
 def check_rules(data: Mapping[str, Any], registry: Registry) -> Iterator[Problem]:
-    """Problems between sections, as far as each rule's own inputs can be read. `data` is filled in."""
+    """Problems between sections, as far as a rule's own inputs can be read; `data` is filled in."""
     yield from _check_length(data)
     yield from _check_load_from(data)
     yield from _check_collator(data, registry)
@@ -53,7 +53,7 @@ def check_rules(data: Mapping[str, Any], registry: Registry) -> Iterator[Problem
 def dataset_lists(
     data: Mapping[str, Any],
 ) -> list[tuple[tuple[str | int, ...], list[tuple[int, dict[str, Any]]]]]:
-    """(path, numbered entries) of the training and the evaluation datasets; what is no entry is left out."""
+    """(path, numbered entries) of the training and evaluation datasets, without what is no entry."""
     evaluation = data.get("eval")
     places: list[tuple[tuple[str | int, ...], Any]] = [(("datasets",), data.get("datasets"))]
     if isinstance(evaluation, dict):
@@ -157,7 +157,7 @@ def _published_config(load_from: Any) -> dict[str, Any] | str | None:
 
 
 def _fill_collator(data: dict[str, Any], registry: Registry) -> Iterator[Problem]:
-    """The first collator (by name; SFTLLMCollator before others) that gives all that the model requires."""
+    """The first collator (SFTLLMCollator, then by name) that provides all the model requires."""
     loader = data.setdefault("dataloader", {})
     if not isinstance(loader, dict) or loader.get("collator") is not None:
         return

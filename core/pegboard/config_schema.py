@@ -1,7 +1,7 @@
 """JSON Schema of run configs over the installed parts, for editors.
 
-Written as if/then per kind, not oneOf: editors then offer every class name, and the fields of the chosen one.
-Draft 7, which editors know best. It accepts a config that extends another without what the other holds.
+Written as if/then per kind, not oneOf: editors offer every class name, and the chosen one's fields.
+Draft 7, which editors know best. A config that extends another may leave out what the other holds.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Reads JSON configs without losing where each key and value stands.
 
-A scanner of our own keeps line and column (from 1; characters, a tab counts as one) of every key and value.
-Layers (`extends`, then `--set`) are merged as trees of nodes, so a place always names whoever spoke last.
+A scanner of our own keeps line and column (from 1; characters, a tab is one) of every key and value.
+Layers (`extends`, then `--set`) are merged as trees of nodes, so a place names whoever spoke last.
 Grammar: RFC 8259, less NaN, numbers beyond float64, lone surrogates and duplicate keys.
 """
 
@@ -67,7 +67,7 @@ class ConfigSource:
     """(place, message) of what was read but is wrong: duplicate keys."""
 
     def place(self, path: JsonPath) -> str:
-        """`file:line:column` of the value at `path`, or `--set ...`; of its nearest parent if it is missing."""
+        """`file:line:column` of the value at `path`, or `--set ...`; a missing one has its parent's."""
         return self._nearest(path)[0].place
 
     def key_place(self, path: JsonPath) -> str:
@@ -108,13 +108,14 @@ def parse_json(text: str, name: str = "<text>") -> ConfigSource:
 
 
 def load_layers(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> ConfigSource:
-    """Read a config, what it extends, and `--set` overrides (`optimizer.lr=1e-5`), the last one winning.
+    """Read a config, what it extends, and `--set` overrides (`optimizer.lr=1e-5`); the last wins.
 
     `extends` is relative to the file that says it. Objects merge key by key, an object with another
     `class_name` replaces the former, lists and scalars replace.
 
     Raises:
-        ConfigError: a file that can't be read, is not JSON or extends itself; an override that fits nowhere.
+        ConfigError: a file that can't be read, is not JSON or extends itself; an override that fits
+            nowhere.
     """
     problems: list[tuple[str, str]] = []
     root = _load_file(os.fspath(path), (), problems)
@@ -325,7 +326,7 @@ def _apply_override(root: _Node, override: str, problems: list[tuple[str, str]])
     where = where.strip()
     if not equals or not _SET_PATH.fullmatch(where):
         raise ConfigError(
-            f"{place}: expected path=value, such as optimizer.lr=1e-5 or datasets[0].dataset.sample_ratio=2"
+            f"{place}: expected path=value, such as optimizer.lr=1e-5 or savers[0].every_steps=2"
         )
     if where == "extends":
         raise ConfigError(f"{place}: extends can only stand in a file")

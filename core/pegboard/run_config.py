@@ -1,7 +1,7 @@
 """A run as one JSON file: its sections, its validation, its dump.
 
-One pydantic pass in strict JSON mode checks every section and, through the registry, every part; rules between
-parts follow. All problems of a config come in one report, one line each: `file:line:column: path: message`.
+One pydantic pass in strict JSON mode checks every section and, through the registry, every part; rules
+between parts follow. All problems come in one report, a line each: `file:line:column: path: message`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ __all__ = [
 
 
 def _named(class_name: str) -> Callable[[], Any]:
-    """Default factory of a field that holds a part: its JSON, as it may be one that is not installed."""
+    """Default factory of a field that holds a part: its JSON, as it may be one not installed."""
     return lambda: {"class_name": class_name}
 
 
@@ -71,11 +71,11 @@ def _default_savers() -> Any:
 
 
 class DatasetEntry(ComponentConfig):
-    """A dataset and how its records become tokens. In JSON the first three fields stand inside `dataset`."""
+    """A dataset and how its records become tokens; in JSON the first three fields are in `dataset`."""
 
     name: str = Field(
         min_length=1,
-        description="Name in logs and metrics; default the stem of anno_path, else dataset_<index>.",
+        description="Name in logs and metrics; default: stem of anno_path, else dataset_<i>.",
     )
     sample_ratio: float = Field(
         default=1.0,
@@ -106,7 +106,7 @@ class DataLoading(ComponentConfig):
     )
     collator: Annotated[CollatorComponent, ComponentOf("collator")] = Field(
         default_factory=_named(DEFAULT_COLLATOR),
-        description="Makes a batch of a pack; default the one that provides what the model requires.",
+        description="Makes a batch of a pack; default: one that provides what the model needs.",
     )
     num_workers: int = Field(default=0, ge=0, description="Processes that tokenize; 0 is none.")
 
@@ -154,7 +154,7 @@ class Parallel(ComponentConfig):
     )
     gradient_reduction: Literal["auto", "per_step", "per_micro_batch"] = Field(
         default="auto",
-        description="Sum gradients once per optimizer step or per micro-batch; auto asks the memory.",
+        description="Sum gradients once per step or per micro-batch; auto goes by memory.",
     )
 
 
@@ -182,7 +182,7 @@ class RunConfig(ComponentConfig):
         description="Default HFTokenizer of load_from."
     )
     model: Annotated[ModelComponent, ComponentOf("model")] = Field(
-        description="What is trained; its fields win over config.json of load_from, that over a preset."
+        description="What is trained; its fields win over load_from's config.json, that over a preset."
     )
     transforms: tuple[Annotated[TransformComponent, ComponentOf("transform")], ...] = Field(
         default=(), description="Changes to the built model, in order, before it is sharded."
@@ -323,7 +323,7 @@ def _validate(
 
 
 def _by_union(error: ValidationError, data: Any) -> list[tuple[JsonPath, str, str]]:
-    """(path, kind, message) of each error; what the members of a union say of one value becomes one line."""
+    """(path, kind, message) of each error; what a union's members say of one value is one line."""
     found: list[tuple[JsonPath, str, str]] = []
     for one in error.errors(include_url=False):
         path, kind, message = _json_path(one["loc"], data), one["type"], one["msg"]
@@ -342,17 +342,14 @@ def _parse(data: dict[str, Any], registry: Registry) -> RunConfig:
 
 
 def _json_path(loc: tuple[str | int, ...], data: Any) -> JsonPath:
-    """Where an error stands in the JSON: pydantic adds union members to a path, and entries were lifted."""
+    """Where an error stands in the JSON: pydantic adds union members, and options were lifted."""
     path: list[str | int] = []
     node = data
     for step in loc:
         if node is not _ABSENT and not isinstance(node, dict | list):
             break
         path.append(step)
-        if isinstance(node, dict):
-            node = node.get(step, _ABSENT)
-        elif isinstance(node, list):
-            node = node[step] if isinstance(step, int) and step < len(node) else _ABSENT
+        node = _child(node, step)
     for depth in (1, 2):  # datasets[i].name and eval.datasets[i].name
         if len(path) == depth + 2 and path[depth - 1] == "datasets" and path[-1] in DATASET_OPTIONS:
             path.insert(-1, "dataset")
@@ -362,19 +359,26 @@ def _json_path(loc: tuple[str | int, ...], data: Any) -> JsonPath:
 _ABSENT: Any = object()
 
 
+def _child(node: Any, step: str | int) -> Any:
+    if isinstance(node, dict):
+        return node.get(str(step), _ABSENT)
+    if isinstance(node, list) and isinstance(step, int) and step < len(node):
+        return node[step]
+    return _ABSENT
+
+
 def _repaired(data: dict[str, Any], failed: list[JsonPath], registry: Registry) -> RunConfig | None:
-    """The run without what is wrong, so that parts valid by themselves are checked too; None if that fails."""
+    """The run without what is wrong, so that parts valid by themselves are checked; None if it fails."""
     data = copy.deepcopy(data)
     for path in failed:
-        node: Any = data
-        for step in path[:-1]:
+        holder: dict[str, Any] | None = None
+        key, node = "", data
+        for step in path:
             if isinstance(node, dict):
-                node = node.get(str(step))
-            elif isinstance(node, list) and isinstance(step, int) and step < len(node):
-                node = node[step]
-        if not path or not isinstance(node, dict):
-            return None
-        node.pop(path[-1], None)
+                holder, key = node, str(step)
+            node = _child(node, step)
+        if holder is not None:
+            holder.pop(key, None)
     try:
         return _parse(data, registry)
     except ValidationError:

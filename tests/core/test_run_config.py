@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -449,6 +450,42 @@ def test_a_part_checks_its_surroundings_only_when_it_is_valid_itself(load: Loade
     del config["datasets"][0]["dataset"]["sample_ration"]
     (line,) = load.problems(config)
     assert "datasets[0].dataset.anno_path: no file" in line
+
+
+def test_parts_are_checked_beside_a_wrong_item_of_a_list(load: Loader) -> None:
+    config = minimal() | {"optimizer": {"class_name": "AdamW", "betas": [0.9, "x"]}}
+    config["datasets"][0]["dataset"]["anno_path"] = "missing"
+    lines = load.problems(config)
+    assert [line.split(": ")[1] for line in lines] == [
+        "datasets[0].dataset.anno_path",
+        "optimizer.betas[1]",
+    ]
+
+
+def test_no_config_whatever_it_holds_ends_in_anything_but_a_config_error(load: Loader) -> None:
+    rng = random.Random(11)
+    junk: list[Any] = [
+        None, True, -1, 0, 3.5, "", "x", "1", [], [1], {}, {"class_name": "AdamW"}, [[]], [{}],
+        {"class_name": None}, {"preset": 3}, {"class_name": "Lines", "name": []}, "picture-net",
+    ]  # fmt: skip
+    refused = 0
+    for _ in range(150):
+        resolved = copy.deepcopy(load(minimal()).resolved) if rng.random() < 0.5 else minimal()
+        resolved |= {"eval": {"datasets": copy.deepcopy(resolved["datasets"]), "every_steps": 1}}
+        for _ in range(rng.randint(1, 3)):
+            node: Any = resolved
+            while True:
+                step = rng.choice(list(node) if isinstance(node, dict) else range(len(node)))
+                if rng.random() < 0.5 or not isinstance(node[step], dict | list) or not node[step]:
+                    break
+                node = node[step]
+            node[step] = copy.deepcopy(rng.choice(junk))
+        try:
+            load(resolved)
+        except ConfigError as error:
+            refused += 1
+            assert all(re.match(r"c\.json:\d+:\d+: ", line) for line in str(error).splitlines())
+    assert refused > 100
 
 
 def test_options_of_a_dataset_stand_inside_its_object(load: Loader) -> None:
