@@ -1,8 +1,9 @@
 """From token stores to the micro-batches of each optimizer step.
 
-An epoch is planned whole: which samples (`sample_ratio`), which share a pack (the packer), in which order. Pack
-`step * global_batch_size + micro * data_world + rank` is micro-batch `micro` of `rank`, so the order of packs is the
-same at every world size, and (epoch, step) is all the state there is. The next step is collated in a thread.
+An epoch is planned whole: which samples (`sample_ratio`), which share a pack (the packer), in which
+order. Pack `step * global_batch_size + micro * data_world + rank` is micro-batch `micro` of `rank`,
+so the order of packs is the same at every world size, and (epoch, step) is all the state there is.
+The next step is collated in a thread.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class DataSource:
 
 @dataclass(frozen=True, eq=False)
 class EpochPlan:
-    """Packs of one epoch, in the order they train: pack i is places `offsets[i]` to `offsets[i+1]`."""
+    """Packs of one epoch as they train: pack i is places `offsets[i]` to `offsets[i+1]`."""
 
     offsets: np.ndarray
     """(num_packs+1,) int64."""
@@ -99,13 +100,16 @@ class RunData:
         self._next: tuple[tuple[int, int], Future[list[Batch]]] | None = None
 
     def plan_epoch(self, epoch: int) -> EpochPlan:
-        """The plan of `epoch` (from 0): the same on every rank and at every world size. The last one is kept."""
+        """The plan of `epoch` (from 0), the same on every rank; the last one is kept."""
         if self._plan is None or self._plan[0] != epoch:
             self._plan = (epoch, self._make_plan(epoch))
         return self._plan[1]
 
     def steps_per_epoch(self, epoch: int) -> int:
-        """Optimizer steps of `epoch`. No pack is dropped: the last step may hold fewer, and fillers for the rest."""
+        """Optimizer steps of `epoch`.
+
+        No pack is dropped: the last step may hold fewer, and fillers for the rest.
+        """
         return math.ceil(self.plan_epoch(epoch).num_packs / self.global_batch_size)
 
     def micro_batches(self, epoch: int, step_in_epoch: int) -> list[Batch]:
@@ -201,6 +205,7 @@ def _check_lengths(source: DataSource, pack_max_length: int) -> None:
     if len(lengths) and int(lengths.max()) > pack_max_length:
         index = int(np.argmax(lengths > pack_max_length))
         raise DataError(
-            f"{source.store.key(index)}: {int(lengths[index])} tokens, over pack_max_length {pack_max_length}; "
-            f"set the tokenize fn's max_length of dataset {source.name!r} to at most {pack_max_length}"
+            f"{source.store.key(index)}: {int(lengths[index])} tokens, over pack_max_length "
+            f"{pack_max_length}; set max_length of the tokenize_fn of dataset {source.name!r} to "
+            f"at most {pack_max_length}"
         )

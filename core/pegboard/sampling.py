@@ -1,8 +1,8 @@
 """Which records of a dataset an epoch uses, from `sample_ratio`.
 
-A ratio of 2.5 is every record twice and half of them once more. The fraction is a window of one permutation that
-depends on seed and dataset name only, and moves on with each epoch: nothing else that draws numbers shifts it, and
-over the epochs every record has its turn.
+A ratio of 2.5 is every record twice and half of them once more. The fraction is a window of one
+permutation that depends on seed and dataset name only, and moves on with each epoch: nothing else
+that draws numbers shifts it, and over the epochs every record has its turn.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ def derive_seed(*parts: str | int) -> int:
 
 
 def sample_indices(num: int, ratio: float, seed: int, name: str, epoch: int) -> np.ndarray:
-    """(round(ratio * num),) int64 indices in [0, num); at least one where ratio and num are positive.
+    """(round(ratio * num),) int64 indices in [0, num).
 
-    Each index appears floor(count / num) times or once more. The order means nothing: the packer shuffles.
+    At least one where ratio and num are positive. Each index appears floor(count / num) times or
+    once more. The order means nothing: the packer shuffles.
 
     Args:
         num: samples of the whole dataset.

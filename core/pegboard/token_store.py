@@ -1,8 +1,9 @@
 """Tokenized samples on disk: written once, memory-mapped by every rank.
 
-Records are tokenized once (by worker processes if asked), and ids, masks, offsets and keys become flat files in a
-folder. The folder is written under another name and renamed when complete, so one that exists is whole, and of
-several processes that build the same store one wins and the others use it.
+Records are tokenized once (by worker processes if asked), and ids, masks, offsets and keys become
+flat files in a folder. The folder is written under another name and renamed when complete, so one
+that exists is whole, and of several processes that build the same store one wins and the others use
+it.
 """
 
 from __future__ import annotations
@@ -41,9 +42,9 @@ class TokenStore:
 
     Attributes:
         folder: where it lives.
-        meta: what `meta.json` says: `name`, `fingerprint`, `num_records`, `num_samples`, `num_tokens`,
-            `num_supervised`, `dropped` (count by reason), `num_bad` and `bad_records` (messages, at most 1000),
-            `events` (the tokenize function's counts).
+        meta: what `meta.json` says: `name`, `fingerprint`, `num_records`, `num_samples`,
+            `num_tokens`, `num_supervised`, `dropped` (count by reason), `num_bad` and `bad_records`
+            (messages, at most 1000), `events` (the tokenize function's counts).
         lengths: (num_samples,) int64 tokens of each sample.
     """
 
@@ -89,7 +90,7 @@ def store_fingerprint(
 
 
 def open_store(folder: str | Path) -> TokenStore:
-    """The store in `folder`; DataError if there is none, or it is damaged or of another format version."""
+    """The store in `folder`; DataError if there is none, or a damaged or foreign one."""
     folder = Path(folder)
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
@@ -100,7 +101,8 @@ def open_store(folder: str | Path) -> TokenStore:
     version = meta.get("format_version") if isinstance(meta, dict) else None
     if version != FORMAT_VERSION:
         raise DataError(
-            f"{folder}: token store of format {version}, expected {FORMAT_VERSION}; delete the folder"
+            f"{folder}: token store of format {version}, expected {FORMAT_VERSION}; "
+            "delete the folder"
         )
     num_tokens = meta["num_tokens"]
     for name, expected in (("ids.bin", num_tokens * 4), ("mask.bin", num_tokens)):
@@ -125,14 +127,15 @@ def build_store(
 ) -> TokenStore:
     """Tokenize every record of `dataset` into `folder` and open the result.
 
-    A folder that already holds a store with this fingerprint is opened instead; any other is replaced.
+    A folder that already holds a store with this fingerprint is opened instead; any other is
+    replaced.
 
     Args:
         folder: of the store; its parent is made where missing.
         dataset: records; goes to the workers by pickle, like `tokenize_fn`.
         tokenize_fn: record -> examples.
-        on_bad_record: `error` raises the first bad record (the first in the data, whatever the workers' order);
-            `skip` leaves it out, counts and lists it.
+        on_bad_record: `error` raises the first bad record (the first in the data, whatever the
+            workers' order); `skip` leaves it out, counts and lists it.
         num_workers: spawned processes; 0 tokenizes in this one. The result does not depend on it.
         name: the dataset's name in the config.
         progress: called with (records done, records in all).
@@ -237,7 +240,8 @@ class _Job:
                 )
             if len(ids) > self.tokenize_fn.max_length:
                 raise DataError(
-                    f"{len(ids)} tokens, over the tokenize fn's max_length {self.tokenize_fn.max_length}"
+                    f"{len(ids)} tokens, over the tokenize_fn's max_length "
+                    f"{self.tokenize_fn.max_length}"
                 )
             if len(ids) == 0:
                 chunk.dropped["empty"] += 1
@@ -288,7 +292,7 @@ def _tokenize(job: _Job, num_workers: int, name: str) -> Iterator[_Chunk]:
 
 
 def _start_worker(job: _Job) -> None:
-    # The job stays on the worker's process object: sending a large index with every task would be slow.
+    # Kept on the worker's process object: sending a large index with every task would be slow.
     vars(multiprocessing.current_process())["pegboard_job"] = job
 
 
@@ -341,8 +345,8 @@ class _Writer:
             counts = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common())
             first = f"; the first bad one: {self._bad[0]}" if self._bad else ""
             raise DataError(
-                f"dataset {name!r}: none of its {self.num_records} records gave a sample to train on "
-                f"({counts or 'it has no records'}){first}"
+                f"dataset {name!r}: none of its {self.num_records} records gave a sample to train "
+                f"on ({counts or 'it has no records'}){first}"
             )
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         np.save(self._draft / "offsets.npy", offsets)
@@ -376,7 +380,7 @@ def _open_if_equal(folder: Path, fingerprint: str | None) -> TokenStore | None:
 
 
 def _publish(draft: Path, folder: Path, fingerprint: str | None) -> TokenStore:
-    """Give the finished draft its name; if another process was first with an equal store, use that one."""
+    """Give the finished draft its name; if another process was first, use an equal store of its."""
     for _ in range(10):
         try:
             os.rename(draft, folder)

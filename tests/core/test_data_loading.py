@@ -1,4 +1,4 @@
-"""Packs come in one global order at every world size; every sample trains as often as its ratio says."""
+"""Packs come in one global order at every world size; samples train as often as ratios say."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 from pegboard import Batch, ConfigError, DataError, Example, SampleKey
 from pegboard.data_loading import DataSource, RunData
 from pegboard.token_store import TokenStore, build_store
-from pegboard_plugins.collators import SFTLLMCollator
-from pegboard_plugins.packers import ExpandSoftPacker, SoftPacker
+from pegboard_plugins.collators.component import SFTLLMCollator
+from pegboard_plugins.packers.component import ExpandSoftPacker, SoftPacker
 
 PACK = 16
 

@@ -15,7 +15,7 @@ __all__ = ["SFTLLMCollator"]
 
 
 class SFTLLMCollator(CollatorComponent):
-    """Flattens the text examples of a pack into one row, with targets at supervised positions only."""
+    """Flattens a pack of text examples into one row, with targets where the mask asks."""
 
     known_as: ClassVar[tuple[str, ...]] = ("sft_llm_collator", "sft_collator")
 
@@ -27,8 +27,8 @@ class SFTLLMCollator(CollatorComponent):
         )
         loss_reduction: Literal["token", "sample", "square"] = Field(
             default="token",
-            description="Weight of a token's loss: token = 1; sample = 1/n, so that samples count equally; "
-            "square = 1/sqrt(n); n is the number of supervised tokens of its sample.",
+            description="Weight of a token's loss: token = 1; sample = 1/n, so that samples count "
+            "equally; square = 1/sqrt(n); n is the number of supervised tokens of its sample.",
         )
 
     config: Config

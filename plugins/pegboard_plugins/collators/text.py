@@ -1,7 +1,8 @@
 """Text examples of one pack -> a flat Batch.
 
-Samples lie one after the other; position ids restart and `cu_seqlens` marks where. A token's label is the next token
-of the same sample, where the loss mask asks for it. Padding is a segment of its own at the end, without targets.
+Samples lie one after the other; position ids restart and `cu_seqlens` marks where. A token's label
+is the next token of the same sample, where the loss mask asks for it. Padding is a segment of its
+own at the end, without targets.
 
 Shape legend: T tokens of the row, K supervised positions, S samples.
 """
@@ -38,7 +39,8 @@ class TextCollator:
         """One micro-batch; no examples make a filler: padding alone, no targets, no tokens counted.
 
         Raises:
-            DataError: an example holds media, is empty, or its mask has another length than its ids.
+            DataError: an example holds media, is empty, or its mask has another length than its
+                ids.
         """
         for example in examples:
             _check(example)
@@ -90,7 +92,8 @@ def _check(example: Example) -> None:
     if example.media:
         found = ", ".join(sorted(example.media))
         raise DataError(
-            f"{place}: holds media ({found}), which SFTLLMCollator can't batch; use a vision collator"
+            f"{place}: holds media ({found}), which SFTLLMCollator can't batch; "
+            "use a vision collator"
         )
     if len(example.input_ids) == 0 or len(example.input_ids) != len(example.loss_mask):
         raise DataError(

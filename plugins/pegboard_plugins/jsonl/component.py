@@ -86,7 +86,7 @@ class VLMJsonlDataset(JsonlDataset):
 
 
 def find_jsonl_files(anno_path: str) -> tuple[str, ...]:
-    """The files that `anno_path` means, sorted by path; none if it is a folder without any, or nothing."""
+    """The files that `anno_path` means, sorted by path; empty if there are none."""
     if not os.path.isdir(anno_path):
         return (anno_path,) if os.path.exists(anno_path) else ()
     found: list[str] = []

@@ -1,7 +1,7 @@
 """Records of several JSON-lines files as one sequence.
 
-Each file is a `LineIndex`; record numbers run through the files in order. A few files stay open at a time, so a
-folder of thousands of shards does not run out of file descriptors.
+Each file is a `LineIndex`; record numbers run through the files in order. A few files stay open at
+a time, so a folder of thousands of shards does not run out of file descriptors.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class JsonlRecords:
         files: paths, in the order that records are numbered.
         anno_path: what the config said, for messages.
         max_records: keep only this many from the start.
-        media_root: folder of relative media paths, for whoever reads the media; None means the current folder.
+        media_root: folder of relative media paths, for whoever reads the media; None means the
+            current folder.
 
     Raises:
         DataError: no file, or one that is empty or can't be read.

@@ -28,7 +28,7 @@ class SoftPacker(PackerComponent):
 
 
 class ExpandSoftPacker(PackerComponent):
-    """Packs whole samples by best fit inside large shuffled windows: full packs, and the order stays random."""
+    """Packs samples by best fit in large shuffled windows: packs are full, their order random."""
 
     known_as: ClassVar[tuple[str, ...]] = ("expand_soft", "bfd", "best_fit")
 
@@ -36,8 +36,8 @@ class ExpandSoftPacker(PackerComponent):
         window_size: int | None = Field(
             default=65_536,
             ge=1,
-            description="Samples that are packed together, taken in shuffled order; null means all at once, "
-            "which fills packs a little better and puts samples of equal length side by side.",
+            description="Samples that are packed together, taken in shuffled order; null means "
+            "all at once, which fills packs a little better and puts equal lengths side by side.",
         )
 
     config: Config

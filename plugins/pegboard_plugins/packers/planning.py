@@ -1,23 +1,26 @@
 """Pack planning on length histograms.
 
-Best fit decreasing sees lengths only, and equal lengths are the same to it: so it runs on the count of each length,
-and a pattern of lengths that fills a pack is used as often as the counts allow. Work is per distinct pattern, not per
-sample. Samples, shuffled, are then dealt to the patterns' places by array arithmetic.
+Best fit decreasing sees lengths only, and equal lengths are the same to it: so it runs on the count
+of each length, and a pattern of lengths that fills a pack is used as often as the counts allow.
+Work is per distinct pattern, not per sample. Samples, shuffled, are then dealt to the patterns'
+places by array arithmetic.
 
-Source: filling one pack at a time with the largest piece that still fits gives the packs of first fit decreasing
-(Johnson, Near-optimal bin packing algorithms, 1973).
+Source: filling one pack at a time with the largest piece that still fits gives the packs of first
+fit decreasing (Johnson, Near-optimal bin packing algorithms, 1973).
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from pegboard import DataError, PackPlan
 
 __all__ = ["BestFit", "NextFit"]
+
+_BLOCK_SAMPLES = 65_536
 
 
 class NextFit:
@@ -27,12 +30,16 @@ class NextFit:
         _check_lengths(lengths, pack_max_length)
         order = np.random.default_rng(seed).permutation(len(lengths))
         ends = np.concatenate([[0], np.cumsum(lengths[order], dtype=np.int64)])
-        # For every place at once, where a pack that starts there ends; then only jump.
-        jumps = np.searchsorted(ends, ends[:-1] + pack_max_length, side="right") - 1
-        jump = jumps.tolist()
+        # For many places at once, where a pack that starts there ends; then only jump.
         offsets = [0]
-        while offsets[-1] < len(order):
-            offsets.append(jump[offsets[-1]])
+        at = 0
+        while at < len(order):
+            first = at
+            targets = ends[first : first + _BLOCK_SAMPLES] + pack_max_length
+            jump = (np.searchsorted(ends, targets, side="right") - 1).tolist()
+            while at - first < len(jump) and at < len(order):
+                at = jump[at - first]
+                offsets.append(at)
         return PackPlan(np.array(offsets, dtype=np.int64), order)
 
 
@@ -40,8 +47,8 @@ class BestFit:
     """Best fit decreasing over shuffled windows of samples.
 
     Args:
-        window_size: samples planned together; None for all. The pack left part empty at the end of a window is
-            dissolved into the next one.
+        window_size: samples planned together; None for all. The pack left part empty at the end of
+            a window is dissolved into the next one.
     """
 
     def __init__(self, window_size: int | None) -> None:
@@ -51,7 +58,8 @@ class BestFit:
         _check_lengths(lengths, pack_max_length)
         rng = np.random.default_rng(seed)
         # int32 and uint16 halve the memory, and numpy sorts 16-bit keys by radix.
-        order = np.arange(len(lengths), dtype=np.int32 if len(lengths) < 2**31 else np.int64)
+        index_type = np.int32 if len(lengths) < 2**31 else np.int64
+        order = np.arange(len(lengths), dtype=index_type)
         rng.shuffle(order)
         short = np.uint16 if pack_max_length < 2**16 else np.int32
         size = self.window_size or max(len(lengths), 1)
@@ -64,13 +72,13 @@ class BestFit:
                 window = np.concatenate([carried, window])
             is_last = start + size >= len(order)
             window_lengths = lengths[window].astype(short)
-            patterns = _fill_patterns(window_lengths, pack_max_length)
-            packs = np.repeat(np.arange(len(patterns.repeats)), patterns.repeats)
+            patterns = _fill_patterns(window_lengths, pack_max_length, index_type)
+            packs = np.repeat(np.arange(len(patterns.repeats), dtype=index_type), patterns.repeats)
             if not is_last:
                 packs = packs[:-1]
             rng.shuffle(packs)
             pack_sizes, places = _deal(patterns, packs)
-            by_length = np.argsort(window_lengths, kind="stable")
+            by_length = np.argsort(window_lengths, kind="stable").astype(index_type, copy=False)
             del window_lengths
             carried = order[:0]
             if not is_last:
@@ -78,26 +86,30 @@ class BestFit:
                 used[by_length[places]] = True
                 carried = window[~used]
             sizes.append(pack_sizes)
-            samples.append(window[by_length[places]])
-            del by_length, places
+            places = by_length[places]
+            del by_length
+            samples.append(window[places])
+            del places
         if not samples:
             return PackPlan(np.zeros(1, dtype=np.int64), np.empty(0, dtype=np.int64))
-        del order
+        del order, window, carried
         offsets = np.concatenate([[0], np.cumsum(np.concatenate(sizes), dtype=np.int64)])
         return PackPlan(offsets, np.concatenate(samples).astype(np.int64, copy=False))
 
 
 class _Patterns(NamedTuple):
-    """Pattern p fills `repeats[p]` packs, each with `counts[k]` samples of length `lengths[k]` for its pieces k."""
+    """Pattern p fills `repeats[p]` packs; its pieces k are `counts[k]` samples of `lengths[k]`."""
 
     repeats: np.ndarray
     first_piece: np.ndarray
-    """(num_patterns+1,) int64."""
+    """(num_patterns+1,): pattern p has pieces `first_piece[p]` to `first_piece[p+1]`."""
     lengths: np.ndarray
     counts: np.ndarray
 
 
-def _fill_patterns(lengths: np.ndarray, capacity: int) -> _Patterns:
+def _fill_patterns(
+    lengths: np.ndarray, capacity: int, index_type: type[np.integer[Any]]
+) -> _Patterns:
     histogram = np.bincount(lengths)
     left: list[int] = histogram.tolist()
     alive: list[int] = np.flatnonzero(histogram).tolist()
@@ -131,25 +143,24 @@ def _fill_patterns(lengths: np.ndarray, capacity: int) -> _Patterns:
             if not left[length]:
                 del alive[bisect_right(alive, length) - 1]
     return _Patterns(
-        np.array(repeats, dtype=np.int64),
-        np.array(first_piece, dtype=np.int64),
-        np.array(piece_lengths, dtype=np.int64),
-        np.array(piece_counts, dtype=np.int64),
+        np.array(repeats, dtype=index_type),
+        np.array(first_piece, dtype=index_type),
+        np.array(piece_lengths, dtype=index_type),
+        np.array(piece_counts, dtype=index_type),
     )
 
 
 def _deal(patterns: _Patterns, packs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Packs, each a pattern number -> samples per pack, and for each sample its place in the order by length."""
-    # Where each piece's samples start: after those of earlier pieces of the same length.
+    """Pattern number of each pack -> samples per pack, and each sample's rank by length."""
     pieces_per_pattern = np.diff(patterns.first_piece)
     taken = patterns.counts * np.repeat(patterns.repeats, pieces_per_pattern)
     by_length = np.argsort(patterns.lengths, kind="stable")
-    before = np.cumsum(taken[by_length]) - taken[by_length]
-    # All pieces of a length take exactly the samples of that length, so the running sum is the place.
+    # Pieces of one length take exactly its samples: a running sum tells where each piece's start.
+    taken_by_length = taken[by_length]
     start = np.empty_like(taken)
-    start[by_length] = before
+    start[by_length] = np.cumsum(taken_by_length) - taken_by_length
     # Which use of its pattern each pack is.
-    use = np.empty(len(packs), dtype=np.int64)
+    use = np.empty_like(packs)
     by_pattern = np.argsort(packs, kind="stable")
     used_patterns = packs[by_pattern]
     first_use = np.searchsorted(used_patterns, used_patterns, side="left")
@@ -165,10 +176,10 @@ def _deal(patterns: _Patterns, packs: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 def _ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """arange(start, start + count) of each, one after the other."""
-    ends = np.cumsum(counts)
+    ends = np.cumsum(counts, dtype=starts.dtype)
     total = int(ends[-1]) if len(ends) else 0
     result = np.repeat(starts - (ends - counts), counts)
-    result += np.arange(total)
+    result += np.arange(total, dtype=starts.dtype)
     return result
 
 

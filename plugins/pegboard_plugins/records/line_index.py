@@ -1,7 +1,8 @@
 """Random access to the JSON lines of a file.
 
-The file is scanned once in blocks of 4 MiB for newlines (numpy; no parsing, no copy of the file), which gives one
-int64 offset per line; a line is then one `pread`. A pickled index carries its offsets and opens the file again.
+The file is scanned once in blocks of 4 MiB for newlines (numpy; no parsing, no copy of the file),
+which gives one int64 offset per line; a line is then one `pread`. A pickled index carries its
+offsets and opens the file again.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ _BOM = b"\xef\xbb\xbf"
 
 
 class LineIndex:
-    """Lines of one file by number; CRLF, a BOM, blank lines at the end and a missing last newline are fine.
+    """Lines of one file by number.
+
+    CRLF, a BOM, blank lines at the end and a missing last newline are fine.
 
     Args:
         path: a file; opened now to be scanned, and again at the first read.
@@ -59,7 +62,8 @@ class LineIndex:
             raise DataError(f"{place}: can't read the file: {error.strerror or error}") from error
         if len(raw) != end - start:
             raise DataError(
-                f"{self.path}:{index + 1}: the file became shorter after it was indexed; start again"
+                f"{self.path}:{index + 1}: the file became shorter after it was indexed; "
+                "start again"
             )
         return raw
 
@@ -108,7 +112,7 @@ def parse_json_line(raw: bytes, place: str) -> dict[str, Any]:
 
 
 def _line_offsets(file: FileIO) -> np.ndarray:
-    """(num_lines+1,) int64: where each line starts, and where the last one ends; no blank lines at the end."""
+    """(num_lines+1,) int64 line starts, and the last end; blank lines at the end left out."""
     buffer = bytearray(_BLOCK_BYTES)
     view = np.frombuffer(buffer, dtype=np.uint8)
     found: list[np.ndarray] = []

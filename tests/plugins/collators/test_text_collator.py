@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pegboard import Batch, DataError, Example, SampleKey
-from pegboard_plugins.collators import SFTLLMCollator
+from pegboard_plugins.collators.component import SFTLLMCollator
 
 
 def example(ids: list[int], mask: list[int], source_id: int = 0, line: int = 1) -> Example:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pegboard import DataError, SampleKey
-from pegboard_plugins.jsonl import JsonlDataset, VLMJsonlDataset, reading
+from pegboard_plugins.jsonl.component import JsonlDataset, VLMJsonlDataset, reading
 
 NO_RUN: Any = None
 

@@ -1,4 +1,4 @@
-"""Packers put every sample in exactly one pack, never over length, the same for the same seed, and nearly full."""
+"""Every sample is in exactly one pack, never over length, fixed by the seed, and packs are full."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import pytest
 
 from pegboard import DataError, PackPlan
 from pegboard.contracts import Packer
-from pegboard_plugins.packers import ExpandSoftPacker, SoftPacker
+from pegboard_plugins.packers import planning
+from pegboard_plugins.packers.component import ExpandSoftPacker, SoftPacker
 
 
 def expand(window_size: int | None) -> Packer:
@@ -55,6 +56,18 @@ def test_the_same_seed_gives_the_same_plan_and_another_seed_another(packer: Pack
     plans = [packer.plan(lengths, 16, seed) for seed in (5, 5, 6)]
     assert all(np.array_equal(a, b) for a, b in zip(plans[0], plans[1], strict=True))
     assert not np.array_equal(plans[0].samples, plans[2].samples)
+
+
+def test_next_fit_starts_a_pack_only_when_the_next_sample_does_not_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lengths = np.array(LENGTHS["mixed"])
+    for block in (3, 65_536):
+        monkeypatch.setattr(planning, "_BLOCK_SAMPLES", block)
+        plan = PACKERS["next fit"].plan(lengths, 16, 0)
+        totals = pack_lengths(plan, lengths)
+        next_length = lengths[plan.samples[plan.offsets[1:-1]]]
+        assert (totals[:-1] + next_length > 16).all() and totals.max() <= 16
 
 
 @pytest.mark.parametrize("packer", PACKERS.values(), ids=PACKERS.keys())

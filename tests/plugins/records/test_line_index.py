@@ -1,4 +1,4 @@
-"""Every valid spelling of a JSON-lines file gives its records, and every broken line is named by file and line."""
+"""Every valid spelling of a JSON-lines file is read; a broken line is named by file and line."""
 
 from __future__ import annotations
 
