@@ -26,6 +26,12 @@ from torch.distributed.tensor import DTensor
 
 from pegboard.commit import all_ranks, commit_folder, gather_from_ranks, rank_and_world, write_text
 from pegboard.errors import CheckpointError
+from pegboard.optimizer_state import (
+    create_state,
+    drop_unsaved_state,
+    optimizer_entries,
+    set_numbers,
+)
 from pegboard.tensor_file import TensorFileWriter, TensorSpec
 
 __all__ = [
@@ -74,7 +80,7 @@ def save_train_state(
         CheckpointError: on all ranks if any could not write; nothing is left behind.
     """
     model_tensors = named_tensors(module)
-    optimizer_tensors, numbers = _optimizer_entries(model_tensors, optimizer)
+    optimizer_tensors, numbers = optimizer_entries(model_tensors, optimizer)
     tensors = _prefixed(model_tensors, optimizer_tensors)
     rank, world_size = rank_and_world()
     boxes = {name: _local_box(name, tensor) for name, tensor in tensors.items()}
@@ -128,16 +134,17 @@ def load_train_state(
     entries: dict[str, Any] = manifest["tensors"]
     model_tensors = named_tensors(module)
     _check_same(folder, "model", _prefixed(model_tensors, {}), entries)
-    _create_optimizer_state(optimizer)
-    _drop_unsaved_state(model_tensors, optimizer, manifest)
-    optimizer_tensors, numbers = _optimizer_entries(model_tensors, optimizer)
+    create_state(optimizer)
+    saved_numbers: dict[str, Any] = manifest["optimizer_numbers"]
+    saved = {name[len("optim.") :] for name in entries if name.startswith("optim.")}
+    drop_unsaved_state(model_tensors, optimizer, saved | saved_numbers.keys())
+    optimizer_tensors, numbers = optimizer_entries(model_tensors, optimizer)
     tensors = _prefixed(model_tensors, optimizer_tensors)
     _check_same(folder, "optimizer", _prefixed({}, optimizer_tensors), entries)
-    saved_numbers: dict[str, Any] = manifest["optimizer_numbers"]
     if saved_numbers.keys() != numbers.keys():
         odd = sorted(saved_numbers.keys() ^ numbers.keys())[:5]
         raise CheckpointError(f"{folder}: optimizer: state that only one side has: {odd}")
-    _set_numbers(model_tensors, optimizer, saved_numbers)
+    set_numbers(model_tensors, optimizer, saved_numbers)
     rank, world_size = rank_and_world()
 
     def read() -> None:
@@ -200,93 +207,6 @@ def _prefixed(model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> d
     }
 
 
-def _named_parameters_of(
-    model_tensors: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
-) -> list[tuple[str, Tensor]]:
-    names = {id(tensor): name for name, tensor in model_tensors.items()}
-    found = []
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if id(parameter) not in names:
-                raise CheckpointError(
-                    f"the optimizer holds a parameter of shape {tuple(parameter.shape)} that is "
-                    "not in the module; build it after the module is sharded"
-                )
-            found.append((names[id(parameter)], parameter))
-    return found
-
-
-def _optimizer_entries(
-    model_tensors: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and JSON-able values of the state, by `key.parameter`, such as `exp_avg.a.weight`."""
-    tensors: dict[str, Tensor] = {}
-    numbers: dict[str, Any] = {}
-    for name, parameter in _named_parameters_of(model_tensors, optimizer):
-        # .get: state is a defaultdict, and asking must not make an entry.
-        for key, value in optimizer.state.get(parameter, {}).items():
-            if isinstance(value, Tensor):
-                tensors[f"{key}.{name}"] = value
-            elif value is None or isinstance(value, (bool, int, float, str)):
-                numbers[f"{key}.{name}"] = value
-            else:
-                raise CheckpointError(
-                    f"optimizer state {key!r} of {name} is {type(value).__name__}, expected a "
-                    "tensor or a number"
-                )
-    return tensors, numbers
-
-
-def _create_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
-    """Let the optimizer make its own state by a step that moves nothing.
-
-    Only the optimizer knows on which device and in which layout it keeps a tensor. The parameters
-    are overwritten afterwards anyway.
-    """
-    if optimizer.state:
-        return
-    parameters = [p for g in optimizer.param_groups for p in g["params"] if p.requires_grad]
-    gradients = [p.grad for p in parameters]
-    rates = [group.get("lr") for group in optimizer.param_groups]
-    for parameter in parameters:
-        parameter.grad = torch.zeros_like(parameter)
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        if rate is not None:
-            group["lr"] = torch.zeros_like(rate) if isinstance(rate, Tensor) else 0.0
-    optimizer.step()
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        if rate is not None:
-            group["lr"] = rate
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient
-
-
-def _drop_unsaved_state(
-    model_tensors: Mapping[str, Tensor],
-    optimizer: torch.optim.Optimizer,
-    manifest: Mapping[str, Any],
-) -> None:
-    """Forget the state of parameters that had none yet (no gradient so far) when it was saved."""
-    saved = {name.removeprefix("optim.") for name in manifest["tensors"] if name[:6] == "optim."}
-    saved |= set(manifest["optimizer_numbers"])
-    for name, parameter in _named_parameters_of(model_tensors, optimizer):
-        keys = optimizer.state.get(parameter, {})
-        if keys and not any(f"{key}.{name}" in saved for key in keys):
-            del optimizer.state[parameter]
-
-
-def _set_numbers(
-    model_tensors: Mapping[str, Tensor],
-    optimizer: torch.optim.Optimizer,
-    saved: Mapping[str, Any],
-) -> None:
-    for name, parameter in _named_parameters_of(model_tensors, optimizer):
-        state = optimizer.state.get(parameter, {})
-        for key, value in state.items():
-            if not isinstance(value, Tensor):
-                state[key] = saved[f"{key}.{name}"]
-
-
 def _local_part(tensor: Tensor) -> Tensor:
     """What this rank holds, as a view."""
     tensor = tensor.detach()
@@ -298,7 +218,7 @@ def _local_box(name: str, tensor: Tensor) -> _Box:
     dtype = str(tensor.dtype).removeprefix("torch.")
     if not isinstance(tensor, DTensor):
         return _Box(shape, dtype, (0,) * len(shape), shape)
-    chunks = tensor.__create_chunk_list__()  # type: ignore[no-untyped-call]
+    chunks = tensor.__create_chunk_list__()
     held = tuple(int(size) for size in _local_part(tensor).shape)
     if len(chunks) != 1 or (0 not in held and tuple(chunks[0].sizes) != held):
         raise CheckpointError(
@@ -349,7 +269,7 @@ def _shard_name(rank: int, world_size: int) -> str:
 def _random_state() -> dict[str, Tensor]:
     """uint8 states of torch's generators on this rank."""
     states = {"rng.cpu": torch.get_rng_state()}
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if torch.cuda.is_initialized():
         states["rng.cuda"] = torch.cuda.get_rng_state()
     return states
 
@@ -357,7 +277,7 @@ def _random_state() -> dict[str, Tensor]:
 def _restore_random_state(shards: _ShardReader, file: str) -> None:
     shard = shards.open(file)
     torch.set_rng_state(shard.get_tensor("rng.cpu"))
-    on_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    on_cuda = torch.cuda.is_initialized()
     if on_cuda and "rng.cuda" in set(shard.keys()):
         torch.cuda.set_rng_state(shard.get_tensor("rng.cuda"))
 
