@@ -116,7 +116,11 @@ def build_model(
         reduce = getattr(torch, run.precision.reduce_dtype)
     module = shard_model(built, ranks, compute, reduce)
     module.to_empty(device=ranks.device)
-    init_module_weights(module, run.seed)
+    resize = bool(getattr(run.model.config, "resize_embeddings", False))
+    # What is loaded whole needs no drawing; loading fails before it copies if anything is missing.
+    loaded_whole = weights is not None and not resize
+    skip = {entry.ours for entry in built.weight_map.entries} if loaded_whole else set()
+    init_module_weights(module, run.seed, skip=skip)
     loaded_dtype = None
     if weights is None:
         logger.info("load_from is not set: training starts from scratch")
@@ -125,7 +129,7 @@ def build_model(
             module,
             built.weight_map,
             weights,
-            resize_embeddings=bool(getattr(run.model.config, "resize_embeddings", False)),
+            resize_embeddings=resize,
             hf_config=built.hf_config,
         )
         logger.info(f"loaded {report.num_tensors} tensors ({report.dtype}) from {weights}")

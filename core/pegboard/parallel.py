@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate
@@ -62,7 +63,7 @@ def join_ranks(device: torch.device, replicate_size: int = 1) -> Ranks:
         if "WORLD_SIZE" in os.environ:
             dist.init_process_group(backend, timeout=timedelta(minutes=30))
         else:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     world_size = dist.get_world_size()
     if world_size % replicate_size:
         raise ConfigError(
@@ -103,7 +104,7 @@ def apply_activation_checkpointing(
                 return checkpoint(_inner, *args, use_reentrant=False, preserve_rng_state=True)
 
             # On the instance: the class and the parameter names must stay as they are.
-            module.forward = recomputed  # type: ignore[method-assign]
+            module.forward = recomputed
 
 
 def shard_model(
@@ -189,7 +190,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], norm: Tensor, max_norm: f
 
 def gather_whole(tensor: Tensor) -> Tensor:
     """The whole tensor on every rank; collective."""
-    return cast(Tensor, tensor.full_tensor()) if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def set_gradient_sync(module: nn.Module, enabled: bool) -> None:

@@ -202,7 +202,7 @@ def test_a_loss_of_the_models_own_is_a_mean_over_the_step_however_it_is_cut() ->
             output.loss.backward()
         gradient = torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
         z_loss = sum(float(output.metrics["z_loss"]) for output in outputs)
-        return sum(float(o.loss) for o in outputs), z_loss, gradient
+        return sum(float(o.loss.detach()) for o in outputs), z_loss, gradient
 
     whole = step([make_batch([5, 3, 7, 2], 1)])
     first, second = make_batch([5, 3], 1), make_batch([7, 2], 1)
@@ -272,14 +272,14 @@ def build_vision_language(text_component: Any) -> BuiltModel:
 
 
 def text_component(**changes: Any) -> Any:
-    component = load_plugins(third_party=False).registry.find("model", "Qwen3")
+    component: Any = load_plugins(third_party=False).registry.find("model", "Qwen3")
     return component(component.Config.model_validate_json(json.dumps({**TEXT, **changes})))
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_vision_tower_feeds_any_text_model_and_can_be_frozen(tied: bool) -> None:
     built = build_vision_language(text_component(tie_word_embeddings=tied))
-    freeze = load_plugins(third_party=False).registry.find("transform", "Freeze")
+    freeze: Any = load_plugins(third_party=False).registry.find("transform", "Freeze")
     built = freeze(freeze.Config(groups=("vision",))).build()(built)
     fill(built.module)
     names = [name for name, _ in built.module.named_parameters()]
@@ -299,7 +299,7 @@ def test_a_vision_tower_feeds_any_text_model_and_can_be_frozen(tied: bool) -> No
 
 
 def test_freezing_a_group_that_the_model_lacks_names_those_it_has() -> None:
-    freeze = load_plugins(third_party=False).registry.find("transform", "Freeze")
+    freeze: Any = load_plugins(third_party=False).registry.find("transform", "Freeze")
     change = freeze(freeze.Config(groups=("audio",))).build()
     with pytest.raises(pegboard.ConfigError, match="no group named 'audio'.*projector, vision"):
         change(build_vision_language(text_component()))
@@ -355,9 +355,9 @@ def test_a_database_is_a_dataset_without_files_or_lines(tmp_path: Path) -> None:
         database.execute("CREATE TABLE chat (q TEXT, a TEXT)")
         database.executemany("INSERT INTO chat VALUES (?, ?)", [("a", "b"), ("c", "d")])
     registry = load_plugins(third_party=False).registry
-    tokenizer_class = registry.find("tokenizer", "ByteTokenizer")
+    tokenizer_class: Any = registry.find("tokenizer", "ByteTokenizer")
     tokenizer = tokenizer_class(tokenizer_class.Config()).build()
-    fn_class = registry.find("tokenize_fn", "ChatTokenizeFn")
+    fn_class: Any = registry.find("tokenize_fn", "ChatTokenizeFn")
     tokenize = fn_class(fn_class.Config(max_length=64)).build(tokenizer, text_component())
     dataset = TableDataset(TableDataset.Config(path=str(path))).build("db")
     store = build_store(
