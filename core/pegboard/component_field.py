@@ -1,8 +1,8 @@
 """A config field that holds a part: `text_config: Annotated[ModelComponent, ComponentOf("model")]`.
 
-Its JSON is flat, `{"class_name": "Qwen3", "hidden_size": 64}`; its value is an instance of the light
-class. The registry comes in through pydantic's context, so no config class is built per registry.
-Errors inside keep their whole path and are rewritten in a config's words (near misses, found values).
+Its JSON is flat, `{"class_name": "Qwen3", "hidden_size": 64}`; its value is an instance of the
+light class. The registry comes in through pydantic's context, no config class is built per registry.
+Errors inside keep their whole path and are put in a config's words (near misses, found values).
 """
 
 from __future__ import annotations

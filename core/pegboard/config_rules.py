@@ -1,6 +1,6 @@
 """What a config may leave out, and the rules between its parts.
 
-Both work on plain JSON data, before and beside pydantic: defaults that depend on another section are
+Both work on plain JSON data, before and beside pydantic: defaults that hang on another section are
 written in (so a dump shows them), and a rule still speaks when an unrelated part is wrong.
 """
 
@@ -28,8 +28,8 @@ DEFAULT_PACK_MAX_LENGTH = 4096
 def fill_in(data: dict[str, Any], registry: Registry) -> list[Problem]:
     """Write into `data` what follows from other sections; returns what stood in the way.
 
-    The model's fields come from its preset, then `config.json` of `load_from`, then the JSON; the last
-    wins. A dataset's name, sample ratio and policy move up to its entry.
+    The model's fields come from its preset, then `config.json` of `load_from`, then the JSON; the
+    last wins. A dataset's name, sample ratio and policy move up to its entry.
     """
     problems = list(_fill_model(data, registry))
     if data.get("tokenizer") is None and isinstance(data.get("load_from"), str):
@@ -53,7 +53,7 @@ def check_rules(data: Mapping[str, Any], registry: Registry) -> Iterator[Problem
 def dataset_lists(
     data: Mapping[str, Any],
 ) -> list[tuple[tuple[str | int, ...], list[tuple[int, dict[str, Any]]]]]:
-    """(path, numbered entries) of the training and evaluation datasets, without what is no entry."""
+    """(path, numbered entries) of training and evaluation datasets; what is no object is out."""
     evaluation = data.get("eval")
     places: list[tuple[tuple[str | int, ...], Any]] = [(("datasets",), data.get("datasets"))]
     if isinstance(evaluation, dict):

@@ -1,6 +1,6 @@
 """Reads JSON configs without losing where each key and value stands.
 
-A scanner of our own keeps line and column (from 1; characters, a tab is one) of every key and value.
+Our own scanner keeps line and column (from 1, in characters) of every key and value.
 Layers (`extends`, then `--set`) are merged as trees of nodes, so a place names whoever spoke last.
 Grammar: RFC 8259, less NaN, numbers beyond float64, lone surrogates and duplicate keys.
 """
@@ -67,7 +67,7 @@ class ConfigSource:
     """(place, message) of what was read but is wrong: duplicate keys."""
 
     def place(self, path: JsonPath) -> str:
-        """`file:line:column` of the value at `path`, or `--set ...`; a missing one has its parent's."""
+        """`file:line:column` of the value at `path`, or `--set ...`; if missing, its parent's."""
         return self._nearest(path)[0].place
 
     def key_place(self, path: JsonPath) -> str:
@@ -334,9 +334,14 @@ def _apply_override(root: _Node, override: str, problems: list[tuple[str, str]])
         name if name else int(index) for name, index in _SET_STEP.findall(where)
     ]
     node, done = root, ()
-    for step in path[:-1]:
+    for step, following in zip(path, path[1:], strict=False):
         child = _child(node, step)
         if child is None or (child.value is None and isinstance(step, str)):
+            if isinstance(node.value, dict) and isinstance(following, int):
+                here = format_path((*done, step))
+                raise ConfigError(
+                    f"{place}: {here} is not in the config, so it has no [{following}]"
+                )
             child = _Node({}, place, place)
             _put(node, step, child, place, done)
         node, done = child, (*done, step)  # type: ignore[assignment]

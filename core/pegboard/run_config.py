@@ -1,7 +1,7 @@
 """A run as one JSON file: its sections, its validation, its dump.
 
-One pydantic pass in strict JSON mode checks every section and, through the registry, every part; rules
-between parts follow. All problems come in one report, a line each: `file:line:column: path: message`.
+One pydantic pass in strict JSON mode checks every section and, through the registry, every part;
+rules between parts follow. All problems come in one report, each `file:line:column: path: message`.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _default_savers() -> Any:
 
 
 class DatasetEntry(ComponentConfig):
-    """A dataset and how its records become tokens; in JSON the first three fields are in `dataset`."""
+    """A dataset and its tokenize fn; in JSON the first three fields stand inside `dataset`."""
 
     name: str = Field(
         min_length=1,
@@ -182,7 +182,7 @@ class RunConfig(ComponentConfig):
         description="Default HFTokenizer of load_from."
     )
     model: Annotated[ModelComponent, ComponentOf("model")] = Field(
-        description="What is trained; its fields win over load_from's config.json, that over a preset."
+        description="What is trained; its fields beat load_from's config.json, which beats a preset."
     )
     transforms: tuple[Annotated[TransformComponent, ComponentOf("transform")], ...] = Field(
         default=(), description="Changes to the built model, in order, before it is sharded."
@@ -368,7 +368,7 @@ def _child(node: Any, step: str | int) -> Any:
 
 
 def _repaired(data: dict[str, Any], failed: list[JsonPath], registry: Registry) -> RunConfig | None:
-    """The run without what is wrong, so that parts valid by themselves are checked; None if it fails."""
+    """The run without what is wrong, to check parts valid by themselves; None if it fails."""
     data = copy.deepcopy(data)
     for path in failed:
         holder: dict[str, Any] | None = None

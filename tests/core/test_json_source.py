@@ -221,7 +221,7 @@ def test_overrides_take_json_or_a_bare_word_and_cite_themselves(tmp_path: Path) 
         ("l.x=2", "l is a list, it has no key 'x'"),
         ("s.x=2", "s is a number, it has no key 'x'"),
         ("s[0]=2", "s is a number, not a list"),
-        ("new[0]=2", "new is an object, not a list"),
+        ("new[0]=2", "new is not in the config, so it has no [0]"),
         ("s=True", "JSON spells True as true"),
         ('s={"a": 1', "not JSON"),
         ("s=1e999", "beyond the range"),
