@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from pegboard import DataError, SampleKey
-from pegboard_plugins.jsonl.component import JsonlDataset, VLMJsonlDataset, reading
+from pegboard_plugins.jsonl import reading
+from pegboard_plugins.jsonl.component import JsonlDataset, VLMJsonlDataset
 
 NO_RUN: Any = None
 
