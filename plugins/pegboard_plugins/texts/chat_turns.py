@@ -71,8 +71,11 @@ def _find_turn(
 ) -> Turn:
     if j == 0:  # nobody asked: there is no prompt to generate from
         return Turn(j, "noprefix", 0, 0)
-    ended = full if j == len(messages) - 1 else renderer.full(messages[: j + 1], tools)
-    prompts = [p for p in renderer.prompts(messages[:j], tools) if ended.startswith(p)]
+    try:
+        ended = full if j == len(messages) - 1 else renderer.full(messages[: j + 1], tools)
+        prompts = [p for p in renderer.prompts(messages[:j], tools) if ended.startswith(p)]
+    except DataError:  # the whole chat renders, this beginning does not (no user yet)
+        return Turn(j, "noprefix", 0, 0)
     if not prompts:
         return Turn(j, "noprefix", 0, 0)
     prompt = max(prompts, key=len)

@@ -94,6 +94,21 @@ def test_what_a_template_raises_is_a_data_error_in_one_line() -> None:
     assert str(error.value) == "messages: the chat template refuses them: roles must alternate"
 
 
+def test_a_beginning_that_the_template_refuses_costs_that_turn_alone() -> None:
+    template = (
+        "{% if messages | selectattr('role', 'equalto', 'user') | list | length == 0 %}"
+        "{{ raise_exception('no user') }}{% endif %}"
+        + HEADER
+        + "!{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    chat = [{"role": "system", "content": "s"}, answer("hi"), USER, answer("b")]
+    assert turns(chat, template, stops=("!",)) == [("noprefix", ""), ("exact", "b!")]
+
+
+def test_an_answer_to_nobody_has_no_prompt() -> None:
+    assert turns([answer("hi"), USER, answer("b")]) == [("noprefix", ""), ("exact", "b<|im_end|>")]
+
+
 def test_no_template_and_a_broken_template_are_config_errors() -> None:
     tokenizer = make_byte_tokenizer()
     tokenizer.chat_template = None

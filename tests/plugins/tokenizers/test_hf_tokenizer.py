@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 
 from pegboard.errors import ConfigError
+from pegboard_plugins.texts.encoding import encode_with_mask
+from pegboard_plugins.tokenizers.byte_tokenizer import CHAT_TEMPLATE
 from pegboard_plugins.tokenizers.component import ByteTokenizer, HFTokenizer
+from pegboard_plugins.tokenizers.hf_tokenizer import wrap_tokenizer
 
 NO_RUN: Any = None  # its check looks at the disk alone
 AT = ("tokenizer",)
@@ -78,6 +81,25 @@ def test_a_folder_that_is_no_tokenizer_fails_in_one_line(tmp_path: Any) -> None:
     with pytest.raises(ConfigError) as error:
         opened(path=str(tmp_path))
     assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
+
+
+def test_a_tokenizer_written_in_python_works_without_offsets() -> None:
+    from transformers import ByT5Tokenizer
+
+    slow: Any = ByT5Tokenizer()
+    slow.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    slow.chat_template = CHAT_TEMPLATE
+    tokenizer: Any = wrap_tokenizer(slow)
+    end = slow.convert_tokens_to_ids("<|im_end|>")
+    assert tokenizer.eos_token_ids == (slow.eos_token_id, end)
+    assert tokenizer.vocab_size == end + 1
+    chat = [{"role": "user", "content": "h\u00e9"}, {"role": "assistant", "content": " b"}]
+    text = tokenizer.render(chat)
+    start = text.rindex(" b")
+    ids, mask = encode_with_mask(tokenizer, text, [(start, start + 2 + len("<|im_end|>"))])
+    assert ids.tolist() == slow.apply_chat_template(chat, return_dict=False)
+    assert tokenizer.decode(ids[mask]) == " b<|im_end|>"
+    assert end not in tokenizer.encode("<|im_end|>", special_tokens=False)
 
 
 def test_published_qwen3_keeps_its_ids() -> None:
