@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -146,20 +147,22 @@ def _check(arguments: argparse.Namespace) -> int:
 def _plugins(arguments: argparse.Namespace) -> int:
     plugins = _load_plugins(arguments, warn=False)
     if arguments.json:
-        print(json.dumps(plugins.describe(), indent=2))
+        _print(json.dumps(plugins.describe(), indent=2))
         return 0
     rows = [
         (entry.kind, entry.class_name, entry.plugin, entry.summary)
         for entry in plugins.registry.entries()
     ]
     widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
+    lines = []
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=False))
-        print("  ".join((*cells, row[3])).rstrip())
+        lines.append("  ".join((*cells, row[3])).rstrip())
     for record in plugins.plugins:
         if record.status != "loaded":
             reason = f": {record.reason}" if record.reason else ""
-            print(f"{record.status}: {record.name} ({record.origin}){reason}")
+            lines.append(f"{record.status}: {record.name} ({record.origin}){reason}")
+    _print("\n".join(lines))
     for warning in plugins.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     return 0
@@ -168,8 +171,17 @@ def _plugins(arguments: argparse.Namespace) -> int:
 def _schema(arguments: argparse.Namespace) -> int:
     from pegboard.config_schema import run_config_schema
 
-    print(json.dumps(run_config_schema(_load_plugins(arguments).registry), indent=2))
+    _print(json.dumps(run_config_schema(_load_plugins(arguments).registry), indent=2))
     return 0
+
+
+def _print(text: str) -> None:
+    """Print a long text; a reader that stops early (`| head`) is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Python flushes stdout once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _load_plugins(arguments: argparse.Namespace, *, warn: bool = True) -> LoadedPlugins:

@@ -107,6 +107,20 @@ def test_plugins_json_can_be_read_back(capsys: pytest.CaptureFixture[str]) -> No
     assert "ChunkedCrossEntropy" in [part["class_name"] for part in losses["parts"]]
 
 
+def test_a_reader_that_stops_early_is_no_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "core" / "run.py"), "plugins", "--no-third-party"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_blocking_takes_the_parts_of_a_built_in_away(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plugins", "--no-third-party", "--block", "losses"]) == 0
     output = capsys.readouterr().out
