@@ -169,7 +169,7 @@ def test_bf16_gradients_are_as_near_to_exact_as_the_plain_loss_has_them(chunk_si
         assert error_ours <= 1.1 * error_full
 
 
-class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Watch(TorchDispatchMode):
     """Shows every operation's name (before) and result (after) to a function."""
 
     def __init__(self, see: Callable[[str, Any], None]) -> None:
