@@ -70,8 +70,10 @@ def find_weights_folder(load_from: str | None) -> Path | None:
     try:
         return Path(snapshot_download(load_from, allow_patterns=patterns))
     except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
         raise ConfigError(
-            f"load_from: {load_from!r} is neither a folder nor a model of the hub that can be reached: {error}"
+            f"load_from: {load_from!r} is neither a folder nor a model of the hub that can be "
+            f"reached: {reason}"
         ) from error
 
 
@@ -134,7 +136,9 @@ def build_model(
         )
         logger.info(f"loaded {report.num_tensors} tensors ({report.dtype}) from {weights}")
         if report.resized:
-            logger.info(f"more rows than published, the rest initialised: {', '.join(report.resized)}")
+            logger.info(
+                f"more rows than published, the rest initialised: {', '.join(report.resized)}"
+            )
         loaded_dtype = report.dtype
     return ModelOnRanks(built, module, run.loss.build(), loaded_dtype)
 

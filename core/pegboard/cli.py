@@ -9,6 +9,7 @@ interrupted.
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import sys
@@ -17,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pegboard.errors import ConfigError, PegboardError
+from pegboard.errors import ConfigError, PegboardError, PluginError
 from pegboard.launch_errors import is_speaker, show_error, write_error_file
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from pegboard.run_config import LoadedConfig
 
 __all__ = ["main"]
+
+# What the person at the machine can put right; any other OSError keeps its traceback.
+_DISK_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("interrupted", file=sys.stderr)
         return 130
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+            show_error(f"{error.filename or 'writing a file'}: {error.strerror}")
+            return 2
         write_error_file(f"{type(error).__name__}: {error}", traceback.format_exc())
         raise
 
@@ -192,7 +199,13 @@ def _load_plugins(arguments: argparse.Namespace, *, warn: bool = True) -> Loaded
         block=arguments.block,
         third_party=not arguments.no_third_party,
     )
-    if warn and is_speaker():
+    if not warn:
+        return plugins
+    for record in plugins.plugins:
+        # Asked for by name, so the run isn't what was meant without it.
+        if record.status == "broken" and record.origin.startswith("file "):
+            raise PluginError(f"--plugin {record.origin.removeprefix('file ')}: {record.reason}")
+    if is_speaker():
         for warning in plugins.warnings:
             print(f"warning: {warning}", file=sys.stderr)
     return plugins

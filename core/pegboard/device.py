@@ -10,6 +10,8 @@ import resource
 
 import torch
 
+from pegboard.errors import ConfigError
+
 __all__ = [
     "communication_backend",
     "default_compute_dtype",
@@ -20,9 +22,19 @@ __all__ = [
 
 
 def local_device() -> torch.device:
-    """Device of this process, made current: the local rank's GPU, else the CPU."""
+    """Device of this process, made current: the local rank's GPU, else the CPU.
+
+    Raises:
+        ConfigError: more local ranks than GPUs.
+    """
     if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        index, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if index >= gpus:
+            raise ConfigError(
+                f"torchrun: local rank {index} has no GPU, this machine shows {gpus}; "
+                f"start it with --nproc-per-node {gpus}"
+            )
+        device = torch.device("cuda", index)
         torch.cuda.set_device(device)
         return device
     return torch.device("cpu")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,7 +56,6 @@ def prepare_sources(
         elif folder.is_dir() and seen is not None:
             store = open_store(folder)
         else:
-            shutil.rmtree(folder, ignore_errors=True)
             logger.info(f"{entry.name}: tokenizing {len(dataset):,} records")
             store = build_store(
                 folder,

@@ -174,7 +174,9 @@ class RunConfig(ComponentConfig):
         min_length=1,
         description="Name of the run's folder; null: made from the time.",
     )
-    seed: int = Field(default=42, ge=0, description="Of weights, order of samples and dropout.")
+    seed: int = Field(
+        default=42, ge=0, lt=2**32, description="Of weights, order of samples and dropout."
+    )
     load_from: str | None = Field(
         default=None, min_length=1, description="Folder or hub id of weights; null: from scratch."
     )

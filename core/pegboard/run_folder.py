@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import distributions
@@ -20,16 +21,44 @@ import torch
 import torch.distributed as dist
 from loguru import logger
 
+from pegboard.errors import ConfigError
+
 if TYPE_CHECKING:
     from pegboard.tracking import Tracker
 
-__all__ = ["MetricsLog", "choose_run_dir", "describe_environment", "start_logging", "write_json"]
+__all__ = [
+    "MetricsLog",
+    "check_work_dir",
+    "choose_run_dir",
+    "describe_environment",
+    "start_logging",
+    "write_json",
+]
+
+
+def check_work_dir(work_dir: str) -> None:
+    """Make the folder and a file in it, before anything slow.
+
+    Raises:
+        ConfigError: it can't be written.
+    """
+    try:
+        Path(work_dir).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=work_dir):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"work_dir: {work_dir!r} can't be written ({error.strerror}); name a folder that can"
+        ) from error
 
 
 def choose_run_dir(work_dir: str, run_name: str | None, *, resume: bool) -> Path:
     """Folder of this run, the same on every rank; collective.
 
     Without a name it is the time of day, or, when resuming, the newest run that has a checkpoint.
+
+    A run that starts anew where an earlier one left checkpoints sets that one's folder aside:
+    resuming later could take up the wrong checkpoint.
     """
     name = run_name
     if name is None:
@@ -38,12 +67,24 @@ def choose_run_dir(work_dir: str, run_name: str | None, *, resume: bool) -> Path
             runs = [p.parent for p in Path(work_dir).glob("*/checkpoints") if any(p.iterdir())]
             if runs:
                 name = max(runs, key=lambda run: run.stat().st_mtime).name
+    if not resume and dist.get_rank() == 0:
+        _set_aside(Path(work_dir) / name)
     names: list[Any] = [name]
     if dist.get_world_size() > 1:
         dist.broadcast_object_list(names, src=0)
     run_dir = Path(work_dir) / str(names[0])
     run_dir.mkdir(parents=True, exist_ok=True)
     return run_dir
+
+
+def _set_aside(run_dir: Path) -> None:
+    """Rename the folder of an earlier run that has checkpoints; nothing is deleted."""
+    if any((run_dir / "checkpoints").glob("step_*")):
+        aside = run_dir.with_name(f"{run_dir.name}.before-{time.strftime('%Y%m%d-%H%M%S')}")
+        run_dir.rename(aside)
+        logger.warning(
+            f"{run_dir} has checkpoints of an earlier run, and --resume is not set: moved to {aside}"
+        )
 
 
 def start_logging(run_dir: Path, rank: int) -> None:

@@ -46,6 +46,7 @@ from pegboard.parallel import (
 from pegboard.preparation import prepare_sources
 from pegboard.run_folder import (
     MetricsLog,
+    check_work_dir,
     choose_run_dir,
     describe_environment,
     start_logging,
@@ -84,6 +85,7 @@ def train(
     """Run a validated config to its end. Collective: every rank calls it."""
     run = loaded.run
     use_all_cores()
+    check_work_dir(run.work_dir)
     device = local_device()
     weights = find_weights_folder(run.load_from)
     tokenizer = run.tokenizer.build(trust_remote_code=trust_remote_code)
@@ -139,9 +141,7 @@ class Trainer:
         )
         self.eval_names = [source.name for source in eval_sources]
         self.eval_data = (
-            build_run_data(
-                run, ranks, eval_sources, tokenizer, global_batch_size=ranks.world_size
-            )
+            build_run_data(run, ranks, eval_sources, tokenizer, global_batch_size=ranks.world_size)
             if eval_sources
             else None
         )
@@ -229,11 +229,12 @@ class Trainer:
         norm_value = float(norm)
         # The norm is global, so every rank takes the same branch.
         applied = math.isfinite(norm_value) and math.isfinite(loss_value)
+        # Also when the step is skipped: the log shows this step's.
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule(self.step + 1, group["base_lr"])
         if applied:
             if self.run.max_grad_norm is not None:
                 clip_gradients(self.parameters, norm, self.run.max_grad_norm)
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.schedule(self.step + 1, group["base_lr"])
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return StepResult(loss_value, norm_value, applied, counts, source_losses, metrics)
@@ -370,6 +371,11 @@ class Trainer:
         self.step, self.bad_steps = int(state["step"]), int(state["bad_steps"])
         self.epoch, self.step_in_epoch = int(state["epoch"]), int(state["step_in_epoch"])
         logger.info(f"resumed from {folder} at step {self.step}")
+        if self.step >= self.total_steps:
+            logger.warning(
+                f"nothing to do: the checkpoint is of step {self.step} and the run ends at step "
+                f"{self.total_steps}; raise total_steps or epoch_num to train on"
+            )
 
     def _on_sigterm(self, signum: int, frame: Any) -> None:
         del signum, frame
