@@ -82,7 +82,10 @@ def train(
     resume: bool = False,
     trust_remote_code: bool = False,
 ) -> None:
-    """Run a validated config to its end. Collective: every rank calls it."""
+    """Run a validated config to its end. Collective: every rank calls it.
+
+    A process group that the caller has started is used, and left as it is.
+    """
     run = loaded.run
     use_all_cores()
     check_work_dir(run.work_dir)
@@ -100,6 +103,7 @@ def train(
         for entries in (run.datasets, run.eval.datasets if run.eval else ())
     )
 
+    ours = not dist.is_initialized()
     ranks = join_ranks(device, run.parallel.replicate_size)
     torch.manual_seed(run.seed + ranks.rank)  # dropout and the like must differ by rank
     run_dir = choose_run_dir(run.work_dir, run.run_name, resume=resume)
@@ -116,7 +120,8 @@ def train(
         )
     finally:
         metrics_log.close()
-    leave_ranks()
+    if ours:
+        leave_ranks()
 
 
 class Trainer:
