@@ -95,7 +95,9 @@ def open_store(folder: str | Path) -> TokenStore:
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DataError(f"{folder}: no token store there (meta.json is missing)") from None
+        raise DataError(
+            f"{folder}: no token store there (meta.json is missing); delete the folder"
+        ) from None
     except ValueError as error:
         raise DataError(f"{folder}: meta.json is damaged ({error}); delete the folder") from None
     version = meta.get("format_version") if isinstance(meta, dict) else None
@@ -112,7 +114,10 @@ def open_store(folder: str | Path) -> TokenStore:
             raise DataError(
                 f"{path}: {found} bytes, expected {expected}; delete the folder {folder}"
             )
-    return TokenStore(folder, meta)
+    try:
+        return TokenStore(folder, meta)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder}: damaged ({error}); delete the folder") from error
 
 
 def build_store(

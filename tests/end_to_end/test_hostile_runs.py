@@ -211,6 +211,21 @@ def test_a_plugin_file_that_was_asked_for_and_is_broken_stops_the_run(
     assert line.startswith(f"--plugin {file}: ") and "broken_parts_of_a_user.py:1" in line
 
 
+def test_damaged_files_of_an_earlier_run_are_named(
+    make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(make_config(savers=CHECKPOINTS, epoch_num=1))
+    assert main(["train", config, "--no-third-party"]) == 0
+    stored = [path for path in (tmp_path / "a" / ".token_store").rglob("*") if path.is_file()]
+    saved = [path for path in (tmp_path / "a" / "run").rglob("step_*/*") if path.is_file()]
+    assert len(stored) == 5 and len(saved) == 3
+    for path in stored + saved:
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        assert _refused(capsys, config, "--resume").startswith(str(path.parent)), path
+        path.write_bytes(whole)
+
+
 def test_a_full_disk_is_told_in_one_line(
     make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
