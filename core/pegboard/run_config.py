@@ -171,8 +171,8 @@ class RunConfig(ComponentConfig):
     work_dir: str = Field(default="work_dirs", min_length=1, description="Folder of run folders.")
     run_name: str | None = Field(
         default=None,
-        min_length=1,
-        description="Name of the run's folder; null: made from the time.",
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$",
+        description="Name of the run's folder inside work_dir; null: made from the time.",
     )
     seed: int = Field(
         default=42, ge=0, lt=2**32, description="Of weights, order of samples and dropout."

@@ -7,6 +7,7 @@ logs/rank_<n>.log; savers add their own folders.
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import sys
@@ -139,7 +140,9 @@ class MetricsLog:
         """Append one line; keys are published (`loss`, `lr`, `grad_norm`, `loss/<source>`, ...)."""
         if self._file is None:
             return
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        # JSON has no NaN: a number that is not finite is null.
+        line = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        self._file.write(json.dumps({"step": step, **line}) + "\n")
         self._file.flush()
         for tracker in self._trackers:
             tracker.log(step, metrics)

@@ -584,3 +584,14 @@ def test_our_configs_load_by_the_schema_of_the_installed_parts(path: Path) -> No
     ]  # fmt: skip
     assert missing == []
     assert schema_errors(run_config_schema(registry), config) == []
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "..", "", ".hidden"])
+def test_a_run_name_cannot_leave_the_work_dir(name: str) -> None:
+    from pydantic import ValidationError
+
+    from pegboard.run_config import RunConfig
+
+    with pytest.raises(ValidationError) as caught:
+        RunConfig.model_validate({"run_name": name})
+    assert any(error["loc"] == ("run_name",) for error in caught.value.errors())
