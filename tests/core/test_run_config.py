@@ -590,8 +590,10 @@ def test_our_configs_load_by_the_schema_of_the_installed_parts(path: Path) -> No
 def test_a_run_name_cannot_leave_the_work_dir(name: str) -> None:
     from pydantic import ValidationError
 
+    from pegboard.plugin_manager import load_plugins
     from pegboard.run_config import RunConfig
 
+    context = {"registry": load_plugins(third_party=False).registry}
     with pytest.raises(ValidationError) as caught:
-        RunConfig.model_validate({"run_name": name})
+        RunConfig.model_validate({"run_name": name}, context=context)
     assert any(error["loc"] == ("run_name",) for error in caught.value.errors())
