@@ -170,6 +170,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--rounds", type=int, default=3, help="processes per variant")
     parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument(
+        "--sigma", type=float, default=1.0, help="spread of the lengths: more costs padding more"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -179,7 +182,7 @@ def main() -> None:
     results: dict[str, list[dict[str, float]]] = {variant: [] for variant in options.only}
     load_before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as name:
-        write_samples(Path(name) / "samples.npz", options.samples)
+        write_samples(Path(name) / "samples.npz", options.samples, options.sigma)
         for number in range(options.rounds):
             for variant in options.only:
                 folder = Path(name) / f"{variant}_{number}"
@@ -188,7 +191,7 @@ def main() -> None:
     print_table(results)
     print(
         f"\n{time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())}, median of {options.rounds}, "
-        f"{options.samples} samples, {options.threads} threads of {os.cpu_count()} CPUs, "
+        f"{options.samples} samples of sigma {options.sigma}, {options.threads} threads of {os.cpu_count()} CPUs, "
         f"load {load_before:.1f} before and {os.getloadavg()[0]:.1f} after; {versions()}"
     )
 
@@ -411,12 +414,11 @@ def labels_of(ids: Any, mask: Any) -> Any:
     return labels
 
 
-def write_samples(path: Path, count: int) -> None:
+def write_samples(path: Path, count: int, sigma: float) -> None:
     """Random tokens, lengths lognormal up to MAX_LENGTH, about half of each a masked prompt."""
     import numpy as np
 
     rng = np.random.default_rng(0)
-    sigma = 0.8
     drawn = rng.lognormal(np.log(MEAN_LENGTH) - sigma**2 / 2, sigma, count)
     lengths = np.clip(drawn.astype(np.int64), 16, MAX_LENGTH)
     prompts = (lengths * rng.uniform(0.3, 0.7, count)).astype(np.int64)
