@@ -1,30 +1,36 @@
 """Save all that a run needs to go on, and read it back under any number of ranks.
 
-Each rank writes the boxes of the tensors that it holds into one safetensors file; `manifest.json`
-says which box lies in which file. A reader fills its own boxes from whatever overlaps them, so the
-layout of the run that wrote does not matter. Safetensors and JSON only: opening runs no code.
+Parameters, buffers, optimizer state and random state become one flat dict of tensors that
+torch.distributed.checkpoint (DCP) saves and loads in its safetensors storage, so the layout of the
+run that wrote does not matter. Safetensors and JSON only: opening runs no code.
 
     step_00000100/
-        state.json                        format version, train_state (cursor, counters)
-        manifest.json                     tensor -> shape, dtype, [file, offsets, sizes]
-        shard_00000_of_00002.safetensors  boxes, and the random state of rank 0
+        state.json              format version, files and their bytes, train_state, counters
+        shard-*.safetensors     boxes of tensors; each header says where its boxes lie
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
-from pegboard.commit import all_ranks, commit_folder, gather_from_ranks, rank_and_world, write_text
+from pegboard.commit import all_ranks, commit_folder, rank_and_world, write_text
 from pegboard.errors import CheckpointError
 from pegboard.optimizer_state import (
     create_state,
@@ -32,7 +38,6 @@ from pegboard.optimizer_state import (
     optimizer_entries,
     set_numbers,
 )
-from pegboard.tensor_file import TensorFileWriter, TensorSpec
 
 __all__ = [
     "FORMAT_VERSION",
@@ -43,21 +48,13 @@ __all__ = [
     "save_train_state",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _STATE = "state.json"
-_MANIFEST = "manifest.json"
+# DCP holds a whole file in memory, twice, while it writes it.
+_FILE_BYTES = 10**9
 _STEP_FOLDER = re.compile(r"step_(\d+)")
 _WRAPPERS = ("_checkpoint_wrapped_module.", "_orig_mod.")
-
-
-class _Box(NamedTuple):
-    """The part of a whole tensor that one rank holds."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    offsets: tuple[int, ...]
-    sizes: tuple[int, ...]
 
 
 def save_train_state(
@@ -81,32 +78,28 @@ def save_train_state(
     """
     model_tensors = named_tensors(module)
     optimizer_tensors, numbers = optimizer_entries(model_tensors, optimizer)
-    tensors = _prefixed(model_tensors, optimizer_tensors)
     rank, world_size = rank_and_world()
-    boxes = {name: _local_box(name, tensor) for name, tensor in tensors.items()}
-    held: list[dict[str, _Box]] = gather_from_ranks(boxes)
-    owners = _assign_owners(held)
-    random_state = _random_state()
-    state_text = json.dumps({"format_version": FORMAT_VERSION, "train_state": dict(train_state)})
-    manifest = {
+    tensors = _prefixed(model_tensors, optimizer_tensors) | _random_state(rank)
+    # Safetensors takes no other layout; most tensors have it and are not copied.
+    tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    file_numbers = _file_numbers(tensors)
+    state = {
         "format_version": FORMAT_VERSION,
         "world_size": world_size,
-        "tensors": _manifest_entries(held, owners),
         "optimizer_numbers": numbers,
+        "train_state": dict(train_state),
     }
+    json.dumps(state)  # what can't be written is found before anything is
+    planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
 
     def write(temporary: Path) -> None:
-        mine = [name for name in tensors if (rank, name) in owners]
-        layout = {name: TensorSpec(boxes[name].sizes, tensors[name].dtype) for name in mine}
-        layout |= {name: TensorSpec(tuple(t.shape), t.dtype) for name, t in random_state.items()}
-        with TensorFileWriter(temporary / _shard_name(rank, world_size), layout, {}) as file:
-            for name in mine:
-                file.write(name, _local_part(tensors[name]))
-            for name, tensor in random_state.items():
-                file.write(name, tensor)
+        writer = HuggingFaceStorageWriter(
+            str(temporary), fqn_to_index_mapping=file_numbers, save_distributed=True
+        )
+        _run_dcp(lambda: save(tensors, storage_writer=writer, planner=planner))
         if rank == 0:
-            write_text(temporary / _MANIFEST, json.dumps(manifest))
-            write_text(temporary / _STATE, state_text)
+            files = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
+            write_text(temporary / _STATE, json.dumps(state | {"files": files}))
 
     commit_folder(folder, write)
 
@@ -123,19 +116,21 @@ def load_train_state(
         CheckpointError: on all ranks; broken or missing files, another format version, or names,
             shapes or dtypes that are not this model's.
     """
-    state = _read_json(folder / _STATE)
-    manifest = _read_json(folder / _MANIFEST)
-    for part, name in ((state, _STATE), (manifest, _MANIFEST)):
-        if part.get("format_version") != FORMAT_VERSION:
-            raise CheckpointError(
-                f"{folder / name}: format version {part.get('format_version')}, expected "
-                f"{FORMAT_VERSION}; resume with the version that wrote it"
-            )
-    entries: dict[str, Any] = manifest["tensors"]
+    what = f"{folder}: can't be resumed"
+    reader = HuggingFaceStorageReader(str(folder))
+    state: dict[str, Any] = {}
+    entries: dict[str, Any] = {}
+
+    def read_layout() -> None:
+        state.update(_read_state(folder))
+        entries.update(reader.read_metadata().state_dict_metadata)
+
+    all_ranks(what, read_layout)
+    train_state: dict[str, Any] = state["train_state"]
     model_tensors = named_tensors(module)
     _check_same(folder, "model", _prefixed(model_tensors, {}), entries)
     create_state(optimizer)
-    saved_numbers: dict[str, Any] = manifest["optimizer_numbers"]
+    saved_numbers: dict[str, Any] = state["optimizer_numbers"]
     saved = {name[len("optim.") :] for name in entries if name.startswith("optim.")}
     drop_unsaved_state(model_tensors, optimizer, saved | saved_numbers.keys())
     optimizer_tensors, numbers = optimizer_entries(model_tensors, optimizer)
@@ -146,18 +141,18 @@ def load_train_state(
         raise CheckpointError(f"{folder}: optimizer: state that only one side has: {odd}")
     set_numbers(model_tensors, optimizer, saved_numbers)
     rank, world_size = rank_and_world()
+    random_state: dict[str, Tensor] = {}
+    if state["world_size"] == world_size:
+        random_state = {n: t for n, t in _random_state(rank).items() if n in entries}
+    tensors |= random_state
+    planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
 
     def read() -> None:
-        with _ShardReader(folder) as shards, torch.no_grad():
-            for name, tensor in tensors.items():
-                _fill(folder, name, tensor, entries[name]["pieces"], shards)
-            if manifest["world_size"] == world_size:
-                _restore_random_state(shards, _shard_name(rank, world_size))
+        with torch.no_grad():
+            _run_dcp(lambda: load(tensors, storage_reader=reader, planner=planner))
 
-    all_ranks(f"{folder}: can't be resumed", read)
-    train_state = state["train_state"]
-    if not isinstance(train_state, dict):
-        raise CheckpointError(f"{folder / _STATE}: train_state is not an object")
+    all_ranks(what, read)
+    _restore_random_state(random_state)
     return train_state
 
 
@@ -168,7 +163,7 @@ def checkpoint_steps(run_dir: Path) -> dict[int, Path]:
     if parent.is_dir():
         for folder in parent.iterdir():
             match = _STEP_FOLDER.fullmatch(folder.name)
-            if match and (folder / _STATE).is_file() and (folder / _MANIFEST).is_file():
+            if match and (folder / _STATE).is_file():
                 found[int(match[1])] = folder
     return dict(sorted(found.items()))
 
@@ -207,91 +202,75 @@ def _prefixed(model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> d
     }
 
 
-def _local_part(tensor: Tensor) -> Tensor:
-    """What this rank holds, as a view."""
-    tensor = tensor.detach()
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+def _run_dcp(action: Callable[[], object]) -> None:
+    """Let `action` fail only on the ranks that failed themselves: `all_ranks` tells the others."""
+    try:
+        with warnings.catch_warnings():
+            # One process without a process group is as intended.
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            action()
+    except CheckpointException as error:
+        rank, _ = rank_and_world()
+        if rank in error.failures:
+            raise error.failures[rank][0] from None
 
 
-def _local_box(name: str, tensor: Tensor) -> _Box:
-    shape = tuple(tensor.shape)
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    if not isinstance(tensor, DTensor):
-        return _Box(shape, dtype, (0,) * len(shape), shape)
-    chunks = tensor.__create_chunk_list__()
-    held = tuple(int(size) for size in _local_part(tensor).shape)
-    if len(chunks) != 1 or (0 not in held and tuple(chunks[0].sizes) != held):
+def _file_numbers(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """Name -> number of the file that takes it, so that a rank's files stay small."""
+    numbers: dict[str, int] = {}
+    file_bytes, number = 0, 1
+    for name, tensor in tensors.items():
+        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        if file_bytes and file_bytes + local.nbytes > _FILE_BYTES:
+            file_bytes, number = 0, number + 1
+        file_bytes += local.nbytes
+        numbers[name] = number
+    # DCP takes the first rank's numbers for all ranks, whose random states have other names.
+    _, world_size = rank_and_world()
+    for rank in range(world_size):
+        numbers |= {f"random.{rank}.{device}": 1 for device in ("cpu", "cuda")}
+    return numbers
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    """`state.json`, once all the files it lists are there."""
+    path = folder / _STATE
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        version = state["format_version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{name}: this rank holds {held} of {shape} under {tensor.placements}, which is not "
-            "one box of the tensor; shard it so that each rank's part is contiguous"
+            f"{path}: not a readable checkpoint: {error!r}; resume from another one"
+        ) from error
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: format version {version}, expected {FORMAT_VERSION}; resume with the version "
+            "that wrote it"
         )
-    # An empty part has a box of no volume whatever its offset.
-    return _Box(shape, dtype, tuple(chunks[0].offsets), held)
+    # DCP reads the files that it finds and leaves what none of them fills as it was.
+    for name, size in state["files"].items():
+        file = folder / name
+        if not file.is_file() or file.stat().st_size != size:
+            raise CheckpointError(
+                f"{file}: missing or damaged, expected {size} bytes; resume from another checkpoint"
+            )
+    return dict(state)
 
 
-def _assign_owners(held: Sequence[Mapping[str, _Box]]) -> set[tuple[int, str]]:
-    """(rank, name) pairs such that each distinct box is written once, bytes evened out."""
-    load = [0] * len(held)
-    owners: set[tuple[int, str]] = set()
-    for name in held[0]:
-        holders: dict[_Box, list[int]] = {}
-        for rank, boxes in enumerate(held):
-            holders.setdefault(boxes[name], []).append(rank)
-        for box, ranks in holders.items():
-            if math.prod(box.sizes) > 0:
-                owner = min(ranks, key=lambda rank: (load[rank], rank))
-                load[owner] += math.prod(box.sizes) * getattr(torch, box.dtype).itemsize
-                owners.add((owner, name))
-    return owners
-
-
-def _manifest_entries(
-    held: Sequence[Mapping[str, _Box]], owners: set[tuple[int, str]]
-) -> dict[str, Any]:
-    return {
-        name: {
-            "shape": box.shape,
-            "dtype": box.dtype,
-            "pieces": [
-                [_shard_name(rank, len(held)), held[rank][name].offsets, held[rank][name].sizes]
-                for rank in range(len(held))
-                if (rank, name) in owners
-            ],
-        }
-        for name, box in held[0].items()
-    }
-
-
-def _shard_name(rank: int, world_size: int) -> str:
-    return f"shard_{rank:05d}_of_{world_size:05d}.safetensors"
-
-
-def _random_state() -> dict[str, Tensor]:
-    """uint8 states of torch's generators on this rank."""
-    states = {"rng.cpu": torch.get_rng_state()}
+def _random_state(rank: int) -> dict[str, Tensor]:
+    """uint8 states of torch's generators on this rank, under names of its own."""
+    states = {f"random.{rank}.cpu": torch.get_rng_state()}
     if torch.cuda.is_initialized():
-        states["rng.cuda"] = torch.cuda.get_rng_state()
+        states[f"random.{rank}.cuda"] = torch.cuda.get_rng_state()
     return states
 
 
-def _restore_random_state(shards: _ShardReader, file: str) -> None:
-    shard = shards.open(file)
-    torch.set_rng_state(shard.get_tensor("rng.cpu"))
-    on_cuda = torch.cuda.is_initialized()
-    if on_cuda and "rng.cuda" in set(shard.keys()):
-        torch.cuda.set_rng_state(shard.get_tensor("rng.cuda"))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: not a readable checkpoint: {error}; resume from another one"
-        ) from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
+def _restore_random_state(states: Mapping[str, Tensor]) -> None:
+    for name, state in states.items():
+        if name.endswith(".cpu"):
+            torch.set_rng_state(state)
+        else:
+            torch.cuda.set_rng_state(state)
 
 
 def _check_same(
@@ -316,68 +295,14 @@ def _check_same(
             "resume with the config that wrote it"
         )
     for name, tensor in tensors.items():
-        found = (tuple(entries[name]["shape"]), entries[name]["dtype"])
-        expected = (tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+        found = _describe(entries[name].size, entries[name].properties.dtype)
+        expected = _describe(tensor.shape, tensor.dtype)
         if found != expected:
             raise CheckpointError(
-                f"{folder}: {part}: {name.removeprefix(prefix)} is {found[1]} {list(found[0])} in "
-                f"the checkpoint, expected {expected[1]} {list(expected[0])}; resume with the "
-                "config that wrote it"
+                f"{folder}: {part}: {name.removeprefix(prefix)} is {found} in the checkpoint, "
+                f"expected {expected}; resume with the config that wrote it"
             )
 
 
-class _ShardReader:
-    """Keeps the opened shards of a checkpoint (memory-mapped)."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._files: dict[str, Any] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._files.clear()
-
-    def open(self, name: str) -> Any:
-        if name not in self._files:
-            path = self._folder / name
-            try:
-                self._files[name] = safe_open(path, framework="pt", device="cpu")
-            except (OSError, SafetensorError) as error:
-                raise CheckpointError(f"{path}: missing or damaged: {error}") from error
-        return self._files[name]
-
-
-def _fill(
-    folder: Path,
-    name: str,
-    tensor: Tensor,
-    pieces: Iterable[tuple[str, Sequence[int], Sequence[int]]],
-    shards: _ShardReader,
-) -> None:
-    """Copy into this rank's box all that overlaps it."""
-    target = _local_part(tensor)
-    box = _local_box(name, tensor)
-    filled = 0
-    for file, offsets, sizes in pieces:
-        start = [max(a, b) for a, b in zip(offsets, box.offsets, strict=True)]
-        stop = [
-            min(a + n, b + m)
-            for a, n, b, m in zip(offsets, sizes, box.offsets, box.sizes, strict=True)
-        ]
-        extent = [b - a for a, b in zip(start, stop, strict=True)]
-        if any(n <= 0 for n in extent):
-            continue
-        theirs = tuple(slice(a - o, b - o) for a, b, o in zip(start, stop, offsets, strict=True))
-        ours = tuple(slice(a - o, b - o) for a, b, o in zip(start, stop, box.offsets, strict=True))
-        shard = shards.open(file)
-        whole = extent == list(sizes)
-        part = shard.get_tensor(name) if whole else shard.get_slice(name)[theirs]
-        target[ours].copy_(part)
-        filled += math.prod(extent)
-    if filled != math.prod(box.sizes):
-        raise CheckpointError(
-            f"{folder}: {name}: {math.prod(box.sizes) - filled} elements are in no file of the "
-            "checkpoint; resume from another one"
-        )
+def _describe(shape: Iterable[int], dtype: torch.dtype) -> str:
+    return f"{str(dtype).removeprefix('torch.')} {list(shape)}"

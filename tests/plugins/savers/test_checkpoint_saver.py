@@ -9,6 +9,7 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 import torch
@@ -82,7 +83,7 @@ def test_one_process_resumes_what_two_ranks_saved_bit_by_bit(two_ranks: Path) ->
 def test_each_rank_gets_its_own_random_state_back(two_ranks: Path) -> None:
     assert results(two_ranks, 0)["same_draw"] and results(two_ranks, 1)["same_draw"]
     files = sorted((two_ranks / "two").glob("*.safetensors"))
-    first, second = (load_file(file)["rng.cpu"] for file in files)
+    first, second = (load_file(file)[f"random.{rank}.cpu"] for rank, file in enumerate(files))
     assert not torch.equal(first, second)
 
 
@@ -121,9 +122,8 @@ def test_a_full_disk_while_exporting_is_an_error_on_all_ranks(two_ranks: Path) -
 def test_a_checkpoint_holds_safetensors_and_json_only(two_ranks: Path) -> None:
     names = sorted(path.name for path in (two_ranks / "two").iterdir())
     assert names == [
-        "manifest.json",
-        "shard_00000_of_00002.safetensors",
-        "shard_00001_of_00002.safetensors",
+        "shard-00001-model-00001-of-00001.safetensors",
+        "shard-00002-model-00001-of-00001.safetensors",
         "state.json",
     ]
 
@@ -138,6 +138,17 @@ def test_training_goes_on_as_if_never_stopped(tmp_path: Path) -> None:
     tiny_run.train(other, other_optimizer)
     left = tiny_run.whole_state(module, optimizer)
     assert_same(left, tiny_run.whole_state(other, other_optimizer))
+
+
+def test_a_transposed_weight_comes_back(tmp_path: Path) -> None:
+    module = torch.nn.Linear(3, 4)
+    module.weight = torch.nn.Parameter(torch.arange(12.0).view(3, 4).t())
+    optimizer = torch.optim.SGD(module.parameters(), momentum=0.9)
+    save_train_state(tmp_path / "a", module, optimizer, {})
+    expected = module.weight.detach().clone()
+    torch.nn.init.zeros_(module.weight)
+    load_train_state(tmp_path / "a", module, optimizer)
+    assert torch.equal(module.weight, expected) and not module.weight.is_contiguous()
 
 
 def test_an_optimizer_that_never_stepped_comes_back_without_state(tmp_path: Path) -> None:
@@ -207,16 +218,48 @@ def test_another_optimizer_is_refused(tmp_path: Path) -> None:
         load_train_state(tmp_path / "a", module, other)
 
 
+def test_more_than_a_file_takes_goes_into_several(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, optimizer = tiny_run.make(seed=1)
+    tiny_run.train(module, optimizer)
+    monkeypatch.setattr("pegboard.train_state._FILE_BYTES", 500)
+    save_train_state(tmp_path / "a", module, optimizer, {})
+    assert len(list((tmp_path / "a").glob("*.safetensors"))) > 2
+    other, other_optimizer = tiny_run.make(seed=2)
+    load_train_state(tmp_path / "a", other, other_optimizer)
+    left = tiny_run.whole_state(module, optimizer)
+    assert_same(left, tiny_run.whole_state(other, other_optimizer))
+
+
+def test_a_checkpoint_without_one_ranks_file_is_refused(two_ranks: Path, tmp_path: Path) -> None:
+    copytree(two_ranks / "two", tmp_path / "two")
+    (tmp_path / "two" / "shard-00002-model-00001-of-00001.safetensors").unlink()
+    module, optimizer = tiny_run.make(seed=9)
+    with pytest.raises(
+        CheckpointError, match="shard-00002-model-00001-of-00001.safetensors: missing or dam"
+    ):
+        load_train_state(tmp_path / "two", module, optimizer)
+
+
 def test_damaged_files_are_named(tmp_path: Path) -> None:
     module, optimizer = tiny_run.make(seed=1)
     save_train_state(tmp_path / "a", module, optimizer, {})
-    shard = tmp_path / "a" / "shard_00000_of_00001.safetensors"
+    shard = tmp_path / "a" / "shard-00001-model-00001-of-00001.safetensors"
+    size = shard.stat().st_size
     shard.write_bytes(shard.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match="shard_00000_of_00001.safetensors: missing or dam"):
+    with pytest.raises(
+        CheckpointError, match="shard-00001-model-00001-of-00001.safetensors: missing or dam"
+    ):
+        load_train_state(tmp_path / "a", module, optimizer)
+    shard.write_bytes(b"\xff" * size)
+    with pytest.raises(CheckpointError, match="can't be resumed: rank 0: SafetensorError"):
         load_train_state(tmp_path / "a", module, optimizer)
     shard.unlink()
-    with pytest.raises(CheckpointError, match="shard_00000_of_00001.safetensors: missing or dam"):
+    with pytest.raises(
+        CheckpointError, match="shard-00001-model-00001-of-00001.safetensors: missing or dam"
+    ):
         load_train_state(tmp_path / "a", module, optimizer)
-    (tmp_path / "a" / "manifest.json").write_text("{", encoding="utf-8")
-    with pytest.raises(CheckpointError, match="manifest.json: not a readable checkpoint"):
+    (tmp_path / "a" / "state.json").write_text("{", encoding="utf-8")
+    with pytest.raises(CheckpointError, match="state.json: not a readable checkpoint"):
         load_train_state(tmp_path / "a", module, optimizer)
