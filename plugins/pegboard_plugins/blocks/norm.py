@@ -39,7 +39,7 @@ class RMSNorm(nn.Module):
         """(..., dim) -> same shape and dtype."""
         weight = self.weight.to(hidden.dtype)
         if hidden.device.type == "cpu":
-            out: Tensor = _LeanRMSNorm.apply(hidden, weight, self.eps)
+            out: Tensor = _LeanRMSNorm.apply(hidden, weight, self.eps)  # type: ignore[no-untyped-call]
             return out
         return functional.rms_norm(hidden, (hidden.shape[-1],), weight, self.eps)
 
@@ -57,7 +57,8 @@ class _LeanRMSNorm(torch.autograd.Function):
         scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         scale = scale.square_().div_(hidden.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(hidden, weight, scale)
-        return (wide * scale).mul_(weight).to(hidden.dtype)
+        out: Tensor = (wide * scale).mul_(weight).to(hidden.dtype)
+        return out
 
     @staticmethod
     @once_differentiable
