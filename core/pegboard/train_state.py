@@ -32,6 +32,7 @@ from torch.distributed.tensor import DTensor
 
 from pegboard.commit import all_ranks, commit_folder, rank_and_world, write_text
 from pegboard.errors import CheckpointError
+from pegboard.initialization import plain_name
 from pegboard.optimizer_state import (
     create_state,
     drop_unsaved_state,
@@ -54,7 +55,6 @@ _STATE = "state.json"
 # DCP holds a whole file in memory, twice, while it writes it.
 _FILE_BYTES = 10**9
 _STEP_FOLDER = re.compile(r"step_(\d+)")
-_WRAPPERS = ("_checkpoint_wrapped_module.", "_orig_mod.")
 
 
 def save_train_state(
@@ -188,11 +188,9 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
                 f"{name}: a module's extra state is {type(tensor).__name__}, expected tensors only; "
                 "keep it in a persistent buffer"
             )
-        for wrapper in _WRAPPERS:
-            name = name.replace(wrapper, "")
         if id(tensor) not in seen:
             seen.add(id(tensor))
-            tensors[name] = tensor
+            tensors[plain_name(name)] = tensor
     return tensors
 
 
