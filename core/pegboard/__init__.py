@@ -1,5 +1,6 @@
 """Pegboard: a trainer that is mostly plugins. What a plugin author imports."""
 
+from pegboard.command import Command
 from pegboard.component import (
     CollatorComponent,
     Component,
@@ -50,6 +51,7 @@ __all__ = [
     "BuiltModel",
     "CheckpointError",
     "CollatorComponent",
+    "Command",
     "Component",
     "ComponentConfig",
     "ComponentOf",

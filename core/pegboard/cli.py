@@ -1,9 +1,9 @@
-"""The command line: train, check, plugins, schema.
+"""The command line: train, check, plugins, schema, and the commands of plugins.
 
 The composition root: plugins are loaded once here and handed on. A config is validated whole before
-anything heavy is imported, and everything is imported where it is used, so that `--help` costs what
-argparse costs. Exit codes: 0 done, 2 an error of the user's (one message, no traceback), 130
-interrupted.
+anything heavy is imported, and everything is imported where it is used, so that `train --help`
+costs what argparse costs. Exit codes: 0 done, 2 an error of the user's (one message, no traceback),
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -11,19 +11,25 @@ from __future__ import annotations
 import argparse
 import errno
 import json
-import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pegboard.errors import ConfigError, PegboardError, PluginError
+from pegboard.command import (
+    CORE_COMMANDS,
+    add_config_arguments,
+    add_plugin_arguments,
+    load_config,
+    print_text,
+)
+from pegboard.errors import PegboardError, PluginError
 from pegboard.launch_errors import is_speaker, show_error, write_error_file
 
 if TYPE_CHECKING:
     from pegboard.plugin_manager import LoadedPlugins
-    from pegboard.run_config import LoadedConfig
 
 __all__ = ["main"]
 
@@ -33,13 +39,13 @@ _DISK_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQU
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. `X.json` alone means `train X.json`."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    words = _with_command(list(sys.argv[1:] if argv is None else argv))
     try:
-        arguments = _parser().parse_args(_with_command(words))
-    except SystemExit as stop:  # argparse has printed its help or its error
-        return stop.code if isinstance(stop.code, int) else 2
-    command: Callable[[argparse.Namespace], int] = arguments.run
-    try:
+        try:
+            arguments = _parse(words)
+        except SystemExit as stop:  # argparse has printed its help or its error
+            return stop.code if isinstance(stop.code, int) else 2
+        command: Callable[[argparse.Namespace], int] = arguments.run
         return command(arguments)
     except PegboardError as error:
         show_error(str(error))
@@ -60,14 +66,27 @@ def _with_command(words: list[str]) -> list[str]:
     if not words:
         return ["--help"]
     first = words[0]
-    if first in _COMMANDS or first in ("-h", "--help", "--version"):
+    if first in ("-h", "--help", "--version"):
         return words
     if first.startswith("-") or Path(first).suffix == ".json":
         return ["train", *words]
-    return words  # argparse says which commands there are
+    return words  # a command of the core, of a plugin, or of nobody: argparse says so
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parse(words: list[str]) -> argparse.Namespace:
+    """Plugins are asked for their commands only where the word is not one of the core's."""
+    if words[0] in _COMMANDS or words[0] == "--version":
+        return _parser().parse_args(words)
+    options = argparse.ArgumentParser(prog="pegboard", add_help=False, allow_abbrev=False)
+    add_plugin_arguments(options)
+    wants_help = words[0] in ("-h", "--help")
+    plugins = _load_plugins(options.parse_known_args(words)[0], warn=not wants_help)
+    if not wants_help:
+        plugins.registry.check_command_name(words[0])
+    return _parser(plugins).parse_args(words)
+
+
+def _parser(plugins: LoadedPlugins | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pegboard",
         description="A trainer that is mostly plugins; `pegboard X.json` means `train X.json`.",
@@ -79,14 +98,7 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
         command.set_defaults(run=run)
         if name in ("train", "check"):
-            command.add_argument("config", metavar="CONFIG", help="a run config, JSON")
-            command.add_argument(
-                "--set",
-                action="append",
-                default=[],
-                metavar="PATH=VALUE",
-                help="override, such as optimizer.lr=1e-5 or savers[0].every_steps=9; repeatable",
-            )
+            add_config_arguments(command)
         if name == "train":
             command.add_argument(
                 "--resume",
@@ -100,26 +112,26 @@ def _parser() -> argparse.ArgumentParser:
             )
         if name == "plugins":
             command.add_argument("--json", action="store_true", help="print JSON")
-        command.add_argument(
-            "--plugin",
-            action="append",
-            default=[],
-            metavar="FILE.py",
-            help="load a one-file plugin, which runs its code; repeatable",
-        )
-        command.add_argument(
-            "--block",
-            action="append",
-            default=[],
-            metavar="NAME",
-            help="leave a plugin out; repeatable",
-        )
-        command.add_argument(
-            "--no-third-party",
-            action="store_true",
-            help="load built-in plugins and --plugin files only",
-        )
+        add_plugin_arguments(command)
+    if plugins is not None:
+        _add_plugin_commands(commands, plugins)
     return parser
+
+
+def _add_plugin_commands(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], plugins: LoadedPlugins
+) -> None:
+    for cls in plugins.registry.commands():
+        offered, summary = cls(), cls.summary()
+        parser = commands.add_parser(
+            offered.name,
+            help=summary.replace("%", "%%"),
+            description=summary,
+            allow_abbrev=False,
+        )
+        add_plugin_arguments(parser)
+        offered.add_arguments(parser)
+        parser.set_defaults(run=partial(offered.run, plugins=plugins))
 
 
 class _ShowVersion(argparse.Action):
@@ -137,7 +149,7 @@ class _ShowVersion(argparse.Action):
 
 def _train(arguments: argparse.Namespace) -> int:
     plugins = _load_plugins(arguments)
-    loaded = _load_config(arguments, plugins)
+    loaded = load_config(arguments, plugins)
     from pegboard.trainer import train  # torch, only after everything is valid
 
     train(loaded, plugins, resume=arguments.resume, trust_remote_code=arguments.trust_remote_code)
@@ -145,7 +157,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    run = _load_config(arguments, _load_plugins(arguments)).run
+    run = load_config(arguments, _load_plugins(arguments)).run
     datasets = ", ".join(type(source.dataset).__name__ for source in run.datasets)
     print(f"ok: {arguments.config}: model {type(run.model).__name__}, datasets [{datasets}]")
     return 0
@@ -154,7 +166,7 @@ def _check(arguments: argparse.Namespace) -> int:
 def _plugins(arguments: argparse.Namespace) -> int:
     plugins = _load_plugins(arguments, warn=False)
     if arguments.json:
-        _print(json.dumps(plugins.describe(), indent=2))
+        print_text(json.dumps(plugins.describe(), indent=2))
         return 0
     rows = [
         (entry.kind, entry.class_name, entry.plugin, entry.summary)
@@ -169,7 +181,7 @@ def _plugins(arguments: argparse.Namespace) -> int:
         if record.status != "loaded":
             reason = f": {record.reason}" if record.reason else ""
             lines.append(f"{record.status}: {record.name} ({record.origin}){reason}")
-    _print("\n".join(lines))
+    print_text("\n".join(lines))
     for warning in plugins.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     return 0
@@ -178,17 +190,8 @@ def _plugins(arguments: argparse.Namespace) -> int:
 def _schema(arguments: argparse.Namespace) -> int:
     from pegboard.config_schema import run_config_schema
 
-    _print(json.dumps(run_config_schema(_load_plugins(arguments).registry), indent=2))
+    print_text(json.dumps(run_config_schema(_load_plugins(arguments).registry), indent=2))
     return 0
-
-
-def _print(text: str) -> None:
-    """Print a long text; a reader that stops early (`| head`) is no error."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        # Python flushes stdout once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _load_plugins(arguments: argparse.Namespace, *, warn: bool = True) -> LoadedPlugins:
@@ -211,20 +214,10 @@ def _load_plugins(arguments: argparse.Namespace, *, warn: bool = True) -> Loaded
     return plugins
 
 
-def _load_config(arguments: argparse.Namespace, plugins: LoadedPlugins) -> LoadedConfig:
-    from pegboard.run_config import load_run_config
-
-    path = Path(arguments.config)
-    if not path.is_file():
-        raise ConfigError(
-            f"{path}: no such file (relative to {Path.cwd()}); give the path of a run config"
-        )
-    return load_run_config(path, tuple(arguments.set), plugins.registry)
-
-
 _COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], str]] = {
     "train": (_train, "Validate a run config, then train it."),
     "check": (_check, "Validate a run config without loading torch."),
     "plugins": (_plugins, "List every part that a config can name."),
     "schema": (_schema, "Print the JSON Schema of run configs over the installed parts."),
 }
+assert tuple(_COMMANDS) == CORE_COMMANDS

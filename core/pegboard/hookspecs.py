@@ -19,6 +19,7 @@ from typing import Any
 
 import pluggy
 
+from pegboard.command import Command
 from pegboard.component import (
     CollatorComponent,
     DatasetComponent,
@@ -100,3 +101,8 @@ def register_trackers(register: Callable[[type[TrackerComponent]], None]) -> Non
 @hookspec
 def register_transforms(register: Callable[[type[TransformComponent]], None]) -> None:
     """Offer changes to a built model, named by `transforms[].class_name`: `register(Freeze)`."""
+
+
+@hookspec
+def register_commands(register: Callable[[type[Command]], None]) -> None:
+    """Offer commands of the command line, `pegboard prepare ...`: `register(PrepareCommand)`."""

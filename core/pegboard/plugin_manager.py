@@ -22,9 +22,8 @@ from typing import Any, Literal, NamedTuple
 import pluggy
 
 from pegboard import hookspecs
-from pegboard.component import COMPONENT_KINDS
 from pegboard.errors import PegboardError, PluginError
-from pegboard.registry import Registry, check_component, nearest
+from pegboard.registry import HOOKS, Registry, check_offer, nearest, offered_name
 
 __all__ = ["ENTRY_POINT_GROUP", "LoadedPlugins", "PluginRecord", "load_plugins"]
 
@@ -236,8 +235,8 @@ def _load(source: _Source, manager: pluggy.PluginManager, registry: Registry) ->
         manager.register(plugin, source.name)
         _check_hooks(plugin, manager)
         everyone_else = [other for other in manager.get_plugins() if other is not plugin]
-        for kind, entry in COMPONENT_KINDS.items():
-            hook = manager.subset_hook_caller(entry.hook, everyone_else)
+        for kind, hook_name in HOOKS.items():
+            hook = manager.subset_hook_caller(hook_name, everyone_else)
             hook(register=_register(kind, offered))
     except BaseException:
         # pluggy keeps a plugin that it has just refused.
@@ -250,11 +249,10 @@ def _load(source: _Source, manager: pluggy.PluginManager, registry: Registry) ->
 
 def _register(kind: str, offered: list[tuple[str, type[Any]]]) -> Callable[[type[Any]], None]:
     def register(cls: type[Any]) -> None:
-        check_component(kind, cls)
-        if any((kind, cls.__name__) == (other, known.__name__) for other, known in offered):
-            raise PluginError(
-                f"{kind.replace('_', ' ')} '{cls.__name__}' is registered twice; keep one"
-            )
+        check_offer(kind, cls)
+        name = offered_name(kind, cls)
+        if any((kind, name) == (other, offered_name(other, known)) for other, known in offered):
+            raise PluginError(f"{kind.replace('_', ' ')} '{name}' is registered twice; keep one")
         offered.append((kind, cls))
 
     return register
@@ -267,7 +265,7 @@ def _check_hooks(plugin: object, manager: pluggy.PluginManager) -> None:
     try:
         manager.check_pending()
     except pluggy.PluginValidationError as error:
-        known = [entry.hook for entry in COMPONENT_KINDS.values()]
+        known = list(HOOKS.values())
         # Only this plugin can be at fault: each one before it passed the same check.
         for caller in callers:
             if not caller.has_spec():

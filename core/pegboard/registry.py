@@ -13,22 +13,39 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
+from pegboard.command import Command, check_command
 from pegboard.component import COMPONENT_KINDS, Component, ComponentConfig, ModelComponent
 from pegboard.errors import ConfigError, PluginError
 
-__all__ = ["Entry", "Registry", "check_component", "nearest"]
+__all__ = [
+    "HOOKS",
+    "Entry",
+    "Registry",
+    "check_component",
+    "check_offer",
+    "nearest",
+    "offered_name",
+]
+
+_COMMAND = "command"
+HOOKS: Mapping[str, str] = {
+    **{kind: entry.hook for kind, entry in COMPONENT_KINDS.items()},
+    _COMMAND: "register_commands",
+}
+"""The hook that offers each kind, commands included."""
 
 _TAKEN_FIELDS = frozenset({"class_name", "plugin"})
 """Keys of a part's JSON that the core reads itself: a Config field of that name is never set."""
 
 
 class Entry(NamedTuple):
-    """One class that a JSON file can name."""
+    """One class that a JSON file can name, or a command."""
 
     kind: str
     class_name: str
+    """Of a command, its word on the command line."""
     plugin: str
-    cls: type[Component]
+    cls: type[Any]
 
     @property
     def summary(self) -> str:
@@ -41,6 +58,7 @@ class Registry:
 
     def __init__(self) -> None:
         self._entries: dict[str, dict[str, list[Entry]]] = {kind: {} for kind in COMPONENT_KINDS}
+        self._entries[_COMMAND] = {}
         self._broken: dict[str, str] = {}
 
     def add(self, kind: str, cls: type[Any], plugin_name: str) -> None:
@@ -49,13 +67,14 @@ class Registry:
         Raises:
             PluginError: `cls` breaks the contract of its kind, or the plugin offers the name twice.
         """
-        check_component(kind, cls)
-        offers = self._entries[kind].setdefault(cls.__name__, [])
+        check_offer(kind, cls)
+        name = offered_name(kind, cls)
+        offers = self._entries[kind].setdefault(name, [])
         if any(entry.plugin == plugin_name for entry in offers):
             raise PluginError(
-                f"{_spell(kind)} '{cls.__name__}' is registered twice by one plugin; keep one"
+                f"{_spell(kind)} '{name}' is registered twice by one plugin; keep one"
             )
-        offers.append(Entry(kind, cls.__name__, plugin_name, cls))
+        offers.append(Entry(kind, name, plugin_name, cls))
 
     def note_broken(self, plugin_name: str, reason: str) -> None:
         """Remember a plugin that could not be loaded: its parts may be what a config looks for."""
@@ -92,6 +111,20 @@ class Registry:
             for name in sorted(by_name)
             for entry in by_name[name]
         )
+
+    def commands(self) -> tuple[type[Command], ...]:
+        """The commands of plugins in the order of their names, without contested ones."""
+        offers = [self._entries[_COMMAND][name] for name in sorted(self._entries[_COMMAND])]
+        return tuple(entries[0].cls for entries in offers if len(entries) == 1)
+
+    def check_command_name(self, name: str) -> None:
+        """ConfigError if several plugins offer a command of that name."""
+        offers = self._entries[_COMMAND].get(name, [])
+        if len(offers) > 1:
+            owners = ", ".join(f"'{entry.plugin}'" for entry in offers)
+            raise ConfigError(
+                f"command '{name}' is offered by {owners}; leave one out with --block"
+            )
 
     def for_hf_model_type(self, model_type: str) -> type[ModelComponent] | None:
         """The model class that a published config's `model_type` means; None if there is none.
@@ -154,7 +187,7 @@ class Registry:
 
     def _not_found(self, kind: str, class_name: str) -> str:
         message = f"no {_spell(kind)} named '{class_name}'."
-        others = [other for other in self._entries if class_name in self._entries[other]]
+        others = [other for other in COMPONENT_KINDS if class_name in self._entries[other]]
         spellings = {
             spelling: name
             for name, offers in self._of(kind).items()
@@ -173,6 +206,23 @@ class Registry:
         for name, reason in self._broken.items():
             message += f" Plugin '{name}' could not be loaded, it may be there: {reason}."
         return message
+
+
+def check_offer(kind: str, cls: type[Any]) -> None:
+    """Check what a plugin registers: a component of `kind`, or a command.
+
+    Raises:
+        PluginError: the first rule it breaks, and what to write instead.
+    """
+    if kind == _COMMAND:
+        check_command(cls)
+    else:
+        check_component(kind, cls)
+
+
+def offered_name(kind: str, cls: type[Any]) -> str:
+    """The name under which a checked class is found."""
+    return str(cls.name) if kind == _COMMAND else cls.__name__
 
 
 def check_component(kind: str, cls: type[Any]) -> None:

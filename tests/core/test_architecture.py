@@ -18,6 +18,7 @@ LIBRARIES = {"blocks", "media", "records", "texts"}
 """Sub-packages of pegboard_plugins that any plugin may import: no hooks, public, documented."""
 LIGHT = (
     "cli",
+    "command",
     "component",
     "component_field",
     "config_rules",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -80,11 +81,21 @@ def test_help_costs_what_argparse_costs() -> None:
         f"package.__path__ = [{str(ROOT / 'core' / 'pegboard')!r}];"
         "sys.modules['pegboard'] = package\n"
     ) + PROBE
-    for words in (["--help"], ["train", "--help"], []):
+    for words in (["train", "--help"], ["check", "--help"]):
         exit_code, modules, output = _probe(*words, code=code)
         assert exit_code == 0
         assert "usage: pegboard" in output
         assert not modules.intersection({*HEAVY, "pydantic", "pluggy", "jsonschema", "loguru"})
+
+
+def test_the_overview_lists_the_commands_of_plugins_and_imports_nothing_heavy() -> None:
+    for words in (["--help"], []):
+        exit_code, modules, output = _probe(*words)
+        assert exit_code == 0
+        assert "usage: pegboard" in output
+        assert re.search(r"^ +train +\w", output, flags=re.MULTILINE)
+        assert re.search(r"^ +prepare +\w", output, flags=re.MULTILINE)
+        assert not modules.intersection({*HEAVY, "jsonschema", "loguru"})
 
 
 def test_version_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

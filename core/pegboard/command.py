@@ -1,0 +1,152 @@
+"""A command of the command line: its name, its one-line help, its arguments, and what it does.
+
+The core has train, check, plugins and schema; every other command comes from a plugin, through
+`register_commands`. A command is light: what is heavy is imported in `run`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import os
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pegboard.errors import ConfigError, PluginError
+
+if TYPE_CHECKING:
+    from pegboard.plugin_manager import LoadedPlugins
+    from pegboard.run_config import LoadedConfig
+
+__all__ = [
+    "CORE_COMMANDS",
+    "Command",
+    "add_config_arguments",
+    "add_plugin_arguments",
+    "check_command",
+    "load_config",
+    "print_text",
+]
+
+CORE_COMMANDS = ("train", "check", "plugins", "schema")
+
+
+class Command:
+    """Base of every command that a plugin offers.
+
+    A subclass has a docstring (its first line is the help), a `name`, and a `run`. The core adds
+    `--plugin`, `--block` and `--no-third-party` to the arguments of each.
+    """
+
+    name: ClassVar[str] = ""
+    """The word on the command line: lower case, with `-` between words."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add what the command takes; `add_config_arguments` where it takes a run config."""
+        del parser
+
+    def run(self, arguments: argparse.Namespace, plugins: LoadedPlugins) -> int:
+        """Do it; returns the exit code.
+
+        Raises:
+            PegboardError: printed as one message without a traceback, exit code 2.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def summary(cls) -> str:
+        """First line of the docstring."""
+        return (inspect.getdoc(cls) or "").split("\n", 1)[0].strip()
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """CONFIG and `--set`, as `train` takes them; `load_config` reads them."""
+    parser.add_argument("config", metavar="CONFIG", help="a run config, JSON")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="PATH=VALUE",
+        help="override, such as optimizer.lr=1e-5 or savers[0].every_steps=9; repeatable",
+    )
+
+
+def add_plugin_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--plugin`, `--block`, `--no-third-party`; the core adds them to every command."""
+    parser.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="FILE.py",
+        help="load a one-file plugin, which runs its code; repeatable",
+    )
+    parser.add_argument(
+        "--block",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="leave a plugin out; repeatable",
+    )
+    parser.add_argument(
+        "--no-third-party",
+        action="store_true",
+        help="load built-in plugins and --plugin files only",
+    )
+
+
+def load_config(arguments: argparse.Namespace, plugins: LoadedPlugins) -> LoadedConfig:
+    """The valid config that the arguments name.
+
+    Raises:
+        ConfigError: no such file, or every problem of it.
+    """
+    from pegboard.run_config import load_run_config
+
+    path = Path(arguments.config)
+    if not path.is_file():
+        raise ConfigError(
+            f"{path}: no such file (relative to {Path.cwd()}); give the path of a run config"
+        )
+    return load_run_config(path, tuple(arguments.set), plugins.registry)
+
+
+def print_text(text: str) -> None:
+    """Print a long text; a reader that stops early (`| head`) is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Python flushes stdout once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def check_command(cls: type[Any]) -> None:
+    """Check what a class must offer before it becomes a command.
+
+    Raises:
+        PluginError: the first rule it breaks, and what to write instead.
+    """
+    if not isinstance(cls, type):
+        raise PluginError(
+            f"register takes a class, not {cls!r}; write register({type(cls).__name__})"
+        )
+    who = f"command '{cls.__name__}'"
+    if not issubclass(cls, Command) or cls is Command:
+        raise PluginError(f"{who} is not derived from Command; write class {cls.__name__}(Command)")
+    if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", cls.name):
+        raise PluginError(
+            f"{who}: name is {cls.name!r}, expected a word in lower case such as 'my-command'"
+        )
+    if cls.name in CORE_COMMANDS:
+        raise PluginError(f"{who}: '{cls.name}' is a command of the core; take another name")
+    if not (cls.__doc__ or "").strip():
+        raise PluginError(f"{who} has no docstring; its first line is what --help prints")
+    if cls.run is Command.run:
+        raise PluginError(f"{who} has no run(); define it as Command does")
+    parser = argparse.ArgumentParser(add_help=False)
+    add_plugin_arguments(parser)
+    try:
+        cls().add_arguments(parser)
+    except argparse.ArgumentError as error:
+        raise PluginError(f"{who}: {error}") from error

@@ -1,0 +1,15 @@
+"""Commands for data: `pegboard prepare`, `pegboard cache`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pegboard
+from pegboard import Command
+
+from .component import PrepareCommand
+
+
+@pegboard.hookimpl
+def register_commands(register: Callable[[type[Command]], None]) -> None:
+    register(PrepareCommand)
