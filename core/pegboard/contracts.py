@@ -70,7 +70,13 @@ class Example:
     loss_mask: np.ndarray
     """(T,) bool: True where the token itself is to be predicted (unshifted; the collator shifts)."""
     media: Mapping[str, Any] = field(default_factory=dict)
-    """What a vision model's collator needs beside the ids (decoded lazily)."""
+    """Where a vision model's collator finds pictures: plain JSON data (paths, sizes, places in the ids), never
+    pixels. The token store keeps it as it is; the collator opens it when the batch is made."""
+    num_tiles: int = 0
+    """Vision tiles that `media` makes, known before anything is opened: packs are planned with it."""
+    may_skip: bool = False
+    """The dataset's policy (`on_bad_record: skip`) lets a collator leave this sample out, counted, if its media
+    can't be read; set by the data loader."""
     extras: Mapping[str, Any] = field(default_factory=dict)
     """Anything a plugin pair agrees on."""
     key: SampleKey | None = None
@@ -109,6 +115,8 @@ class Batch:
     targets: Targets
     num_tokens: int
     """Real tokens (T less padding)."""
+    num_skipped: int = 0
+    """Samples left out because their media could not be read (`Example.may_skip`)."""
     keys: tuple[SampleKey, ...] = ()
     """Identity of each sample, in pack order."""
     scales: Mapping[str, float] = field(default_factory=dict)
@@ -259,7 +267,10 @@ class Packer(Protocol):
 
 
 class Collator(Protocol):
-    """A built collator: examples of one pack -> Batch (CPU tensors)."""
+    """A built collator: examples of one pack -> Batch (CPU tensors). Must pickle (loader processes).
+
+    May also have `max_tiles_per_pack` (an int): packs are then planned to hold no more vision tiles.
+    """
 
     def __call__(self, examples: Sequence[Example]) -> Batch: ...
 

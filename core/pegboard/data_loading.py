@@ -32,6 +32,8 @@ class DataSource:
     """Index in the config's list of datasets."""
     name: str
     sample_ratio: float = 1.0
+    may_skip: bool = False
+    """`on_bad_record` is `skip`: a sample whose media can't be read is left out of its pack, and counted."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,8 +86,10 @@ class RunData:
         seed: int = 0,
     ) -> None:
         _check_batch_size(global_batch_size, data_world)
+        self._max_tiles: int | None = getattr(collator, "max_tiles_per_pack", None)
         for source in sources:
             _check_lengths(source, pack_max_length)
+            _check_tiles(source, self._max_tiles)
         self.sources = tuple(sources)
         self.pack_max_length = pack_max_length
         self.global_batch_size = global_batch_size
@@ -159,7 +163,8 @@ class RunData:
             [source.store.lengths[part] for source, part in zip(self.sources, chosen, strict=True)]
         )
         seed = derive_seed("packs", self._seed, epoch)
-        packs = self._packer.plan(lengths, self.pack_max_length, seed)
+        room = self._room_taken(lengths, chosen)
+        packs = self._packer.plan(room, self.pack_max_length, seed)
         num_tokens = int(lengths.sum())
         room = (len(packs.offsets) - 1) * self.pack_max_length
         return EpochPlan(
@@ -169,6 +174,22 @@ class RunData:
             num_tokens,
             num_tokens / room,
         )
+
+    def _room_taken(self, lengths: np.ndarray, chosen: Sequence[np.ndarray]) -> np.ndarray:
+        """Lengths as a packer sees them: a sample takes the larger of its share of a pack's tokens and of its
+        tiles, so no pack has more of either than it may; equal to the lengths where tiles are few."""
+        most = self._max_tiles
+        if most is None or all(source.store.num_tiles is None for source in self.sources):
+            return lengths
+        tiles = np.concatenate(
+            [
+                np.zeros(len(part), np.int64)
+                if source.store.num_tiles is None
+                else source.store.num_tiles[part].astype(np.int64)
+                for source, part in zip(self.sources, chosen, strict=True)
+            ]
+        )
+        return np.maximum(lengths, -(-tiles * self.pack_max_length // most))
 
     def _collate_step(self, plan: EpochPlan, step: int) -> list[Batch]:
         first = step * self.global_batch_size + self._data_rank
@@ -185,7 +206,8 @@ class RunData:
             plan.sources[span].tolist(), plan.samples[span].tolist(), strict=True
         ):
             source = self.sources[position]
-            examples.append(replace(source.store[index], source_id=source.source_id))
+            example = source.store[index]
+            examples.append(replace(example, source_id=source.source_id, may_skip=source.may_skip))
         return examples
 
 
@@ -208,4 +230,14 @@ def _check_lengths(source: DataSource, pack_max_length: int) -> None:
             f"{source.store.key(index)}: {int(lengths[index])} tokens, over pack_max_length "
             f"{pack_max_length}; set max_length of the tokenize_fn of dataset {source.name!r} to "
             f"at most {pack_max_length}"
+        )
+
+
+def _check_tiles(source: DataSource, most: int | None) -> None:
+    tiles = source.store.num_tiles
+    if most is not None and tiles is not None and int(tiles.max()) > most:
+        index = int(np.argmax(tiles > most))
+        raise DataError(
+            f"{source.store.key(index)}: {int(tiles[index])} image tiles, over max_tiles_per_pack {most} "
+            "of dataloader.collator; raise it, or lower max_dynamic_patch of the tokenize_fn"
         )

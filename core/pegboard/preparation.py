@@ -65,7 +65,8 @@ def prepare_sources(
                 num_workers=num_workers,
                 name=entry.name,
             )
-        sources.append(DataSource(store, source_id, entry.name, entry.sample_ratio))
+        may_skip = entry.on_bad_record != "error"
+        sources.append(DataSource(store, source_id, entry.name, entry.sample_ratio, may_skip))
     return sources
 
 

@@ -4,6 +4,9 @@ Records are tokenized once (by worker processes if asked), and ids, masks, offse
 flat files in a folder. The folder is written under another name and renamed when complete, so one
 that exists is whole, and of several processes that build the same store one wins and the others use
 it.
+
+Media (references, as the tokenize function wrote them) are one JSON text per sample that has any, in
+`media.bin`; a store of text alone has no such file.
 """
 
 from __future__ import annotations
@@ -46,6 +49,7 @@ class TokenStore:
             `num_tokens`, `num_supervised`, `dropped` (count by reason), `num_bad` and `bad_records`
             (messages, at most 1000), `events` (the tokenize function's counts).
         lengths: (num_samples,) int64 tokens of each sample.
+        num_tiles: (num_samples,) int32 vision tiles of each sample; None if no sample has media.
     """
 
     def __init__(self, folder: Path, meta: Mapping[str, Any]) -> None:
@@ -58,6 +62,11 @@ class TokenStore:
             np.bool_
         )
         self.lengths = np.diff(self._offsets)
+        self.num_tiles: np.ndarray | None = None
+        if meta.get("media_bytes"):
+            self._media = np.memmap(folder / "media.bin", dtype=np.uint8, mode="r")
+            self._media_offsets = np.load(folder / "media_offsets.npy", mmap_mode="r")
+            self.num_tiles = np.load(folder / "num_tiles.npy", mmap_mode="r")
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -67,7 +76,15 @@ class TokenStore:
         if not 0 <= index < len(self):
             raise IndexError(index)
         span = slice(int(self._offsets[index]), int(self._offsets[index + 1]))
-        return Example(input_ids=self._ids[span], loss_mask=self._mask[span], key=self.key(index))
+        example = Example(
+            input_ids=self._ids[span], loss_mask=self._mask[span], key=self.key(index)
+        )
+        if self.num_tiles is not None:
+            start, end = self._media_offsets[index : index + 2].tolist()
+            if end > start:
+                example.media = json.loads(self._media[start:end].tobytes())
+                example.num_tiles = int(self.num_tiles[index])
+        return example
 
     def key(self, index: int) -> SampleKey:
         """Where sample `index` comes from."""
@@ -107,7 +124,10 @@ def open_store(folder: str | Path) -> TokenStore:
             "delete the folder"
         )
     num_tokens = meta["num_tokens"]
-    for name, expected in (("ids.bin", num_tokens * 4), ("mask.bin", num_tokens)):
+    files = [("ids.bin", num_tokens * 4), ("mask.bin", num_tokens)]
+    if media_bytes := meta.get("media_bytes", 0):
+        files.append(("media.bin", media_bytes))
+    for name, expected in files:
         path = folder / name
         found = path.stat().st_size if path.exists() else None
         if found != expected:
@@ -178,6 +198,8 @@ class _Chunk:
     ids: list[np.ndarray] = field(default_factory=list)
     mask: list[np.ndarray] = field(default_factory=list)
     keys: list[tuple[str, int, int]] = field(default_factory=list)
+    media: dict[int, tuple[bytes, int]] = field(default_factory=dict)
+    """Sample of the chunk -> JSON text of its media, and its vision tiles; only those with media."""
     dropped: Counter[str] = field(default_factory=Counter)
     bad: list[str] = field(default_factory=list)
     events: Counter[str] = field(default_factory=Counter)
@@ -237,8 +259,6 @@ class _Job:
         for part, example in enumerate(examples):
             ids = np.asarray(example.input_ids, dtype=np.int32)
             mask = np.asarray(example.loss_mask, dtype=np.bool_)
-            if example.media:
-                raise DataError("the example holds media; a token store keeps text only")
             if ids.ndim != 1 or ids.shape != mask.shape:
                 raise DataError(
                     f"ids of shape {ids.shape} and a mask of {mask.shape}, expected (T,) of both"
@@ -251,14 +271,26 @@ class _Job:
             if len(ids) == 0:
                 chunk.dropped["empty"] += 1
                 continue
-            rows.append((ids, mask, part))
+            rows.append((ids, mask, part, _media_of(example)))
         if not examples:
             chunk.dropped["no example"] += 1
-        for ids, mask, part in rows:
+        for ids, mask, part, media in rows:
+            if media is not None:
+                chunk.media[len(chunk.lengths)] = media
             chunk.lengths.append(len(ids))
             chunk.ids.append(ids)
             chunk.mask.append(mask)
             chunk.keys.append((key.file, key.line, part))
+
+
+def _media_of(example: Example) -> tuple[bytes, int] | None:
+    if not example.media:
+        return None
+    try:
+        text = json.dumps(dict(example.media), ensure_ascii=False, separators=(",", ":"))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"a tokenize function's media must be plain JSON data: {error}") from error
+    return text.encode("utf-8", "surrogatepass"), example.num_tiles
 
 
 def _tokenize(job: _Job, num_workers: int, name: str) -> Iterator[_Chunk]:
@@ -314,6 +346,9 @@ class _Writer:
         self._draft = draft
         self._ids_file = stack.enter_context(open(draft / "ids.bin", "wb"))
         self._mask_file = stack.enter_context(open(draft / "mask.bin", "wb"))
+        self._media_file = stack.enter_context(open(draft / "media.bin", "wb"))
+        self._media_bytes: list[np.ndarray] = []
+        self._num_tiles: list[np.ndarray] = []
         self._lengths: list[np.ndarray] = []
         self._keys: list[np.ndarray] = []
         self._files: dict[str, int] = {}
@@ -334,6 +369,13 @@ class _Writer:
         ]
         self._keys.append(np.array(rows, dtype=np.int64).reshape(-1, 3))
         self._lengths.append(np.array(chunk.lengths, dtype=np.int64))
+        sizes = np.zeros(len(chunk.lengths), dtype=np.int64)
+        tiles = np.zeros(len(chunk.lengths), dtype=np.int32)
+        for sample, (text, count) in sorted(chunk.media.items()):
+            self._media_file.write(text)
+            sizes[sample], tiles[sample] = len(text), count
+        self._media_bytes.append(sizes)
+        self._num_tiles.append(tiles)
         self.num_records += chunk.num_records
         self._num_bad += len(chunk.bad)
         self._bad += chunk.bad[: MAX_LISTED_BAD_RECORDS - len(self._bad)]
@@ -356,6 +398,13 @@ class _Writer:
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         np.save(self._draft / "offsets.npy", offsets)
         np.save(self._draft / "keys.npy", np.concatenate(self._keys))
+        media_offsets = np.concatenate([[0], np.cumsum(np.concatenate(self._media_bytes))])
+        num_tiles = np.concatenate(self._num_tiles)
+        if media_offsets[-1]:
+            np.save(self._draft / "media_offsets.npy", media_offsets)
+            np.save(self._draft / "num_tiles.npy", num_tiles)
+        else:
+            (self._draft / "media.bin").unlink()
         meta = {
             "format_version": FORMAT_VERSION,
             "name": name,
@@ -364,6 +413,8 @@ class _Writer:
             "num_samples": len(lengths),
             "num_tokens": int(offsets[-1]),
             "num_supervised": self._num_supervised,
+            "media_bytes": int(media_offsets[-1]),
+            "num_tiles": int(num_tiles.sum()),
             "dropped": dict(self._dropped),
             "num_bad": self._num_bad,
             "bad_records": self._bad,

@@ -245,13 +245,19 @@ class Trainer:
         return StepResult(loss_value, norm_value, applied, counts, source_losses, metrics)
 
     def _step_counts(self, batches: Sequence[Batch]) -> dict[str, float]:
-        counts = {"tokens": 0.0, "samples": 0.0, "stop_asked": float(self._stop_asked)}
+        counts = {
+            "tokens": 0.0,
+            "samples": 0.0,
+            "skipped_samples": 0.0,
+            "stop_asked": float(self._stop_asked),
+        }
         for batch in batches:
             own = dict(self.model.loss.step_counts(batch))
             if self.model.built.step_counts:
                 own.update(self.model.built.step_counts(batch))
             own["tokens"] = float(batch.num_tokens)
             own["samples"] = float(len(batch.keys))
+            own["skipped_samples"] = float(batch.num_skipped)
             for name, value in own.items():
                 counts[name] = counts.get(name, 0.0) + value
         return sum_over_ranks(counts, self.ranks)
@@ -284,6 +290,7 @@ class Trainer:
             "tokens": counts["tokens"],
             "targets": counts["targets"],
             "samples": counts["samples"],
+            "skipped_samples": counts["skipped_samples"],
             "tokens_per_s": counts["tokens"] / elapsed,
             "targets_per_s": counts["targets"] / elapsed,
             "step_s": elapsed,
