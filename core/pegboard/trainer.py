@@ -11,8 +11,7 @@ import hashlib
 import math
 import signal
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +31,7 @@ from pegboard.contracts import Batch, ModelOutput, Tokenizer
 from pegboard.data_loading import DataSource
 from pegboard.device import local_device, peak_memory_gib
 from pegboard.errors import CheckpointError, TrainingError
+from pegboard.evaluation import Evaluator
 from pegboard.parallel import (
     Ranks,
     clip_gradients,
@@ -44,6 +44,13 @@ from pegboard.parallel import (
     trainable_parameters,
 )
 from pegboard.preparation import prepare_sources
+from pegboard.reporting import (
+    SourceSums,
+    StepResult,
+    progress_bar,
+    step_line,
+    step_metrics,
+)
 from pegboard.run_folder import (
     MetricsLog,
     check_work_dir,
@@ -60,19 +67,6 @@ if TYPE_CHECKING:
     from pegboard.run_config import LoadedConfig, RunConfig
 
 __all__ = ["StepResult", "Trainer", "train"]
-
-
-@dataclass
-class StepResult:
-    """Numbers of one optimizer step, global over ranks."""
-
-    loss: float
-    grad_norm: float
-    applied: bool
-    """False if a non-finite gradient made the step be skipped."""
-    counts: Mapping[str, float]
-    source_losses: Mapping[str, float] = field(default_factory=dict)
-    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 def train(
@@ -144,13 +138,14 @@ class Trainer:
         self.data = build_run_data(
             run, ranks, sources, tokenizer, global_batch_size=run.global_batch_size
         )
-        self.eval_names = [source.name for source in eval_sources]
-        self.eval_data = (
-            build_run_data(run, ranks, eval_sources, tokenizer, global_batch_size=ranks.world_size)
-            if eval_sources
-            else None
-        )
         self.model: ModelOnRanks = build_model(run, ranks, tokenizer, weights)
+        self.evaluator: Evaluator | None = None
+        if eval_sources:
+            data = build_run_data(
+                run, ranks, eval_sources, tokenizer, global_batch_size=ranks.world_size
+            )
+            names = [source.name for source in eval_sources]
+            self.evaluator = Evaluator(self.model, ranks, data, names)
         self.optimizer = build_optimizer(run, self.model.module)
         self.savers: list[Saver] = [saver.build() for saver in run.savers]
         self.parameters = [p for _, p in trainable_parameters(self.model.module)]
@@ -177,7 +172,7 @@ class Trainer:
             f"{'once per step' if self.once_per_step else 'with each micro-batch'}; run folder {self.run_dir}"
         )
         previous = signal.signal(signal.SIGTERM, self._on_sigterm)
-        bar = self._progress_bar()
+        bar = progress_bar(self.total_steps, self.step, shown=self.ranks.rank == 0)
         started, started_at = time.perf_counter(), self.step
         try:
             while self.step < self.total_steps:
@@ -194,9 +189,9 @@ class Trainer:
                     self._log(result, elapsed, waited, pace, epoch)
                 bar.update(1)
                 is_last = self.step == self.total_steps or result.counts["stop_asked"] > 0
-                evaluation = self.run.eval
-                if evaluation and (self.step % evaluation.every_steps == 0 or is_last):
-                    self._log_eval()
+                every = self.run.eval.every_steps if self.run.eval else 1
+                if self.evaluator and (self.step % every == 0 or is_last):
+                    self._log_eval(self.evaluator)
                 self._save(is_last)
                 if result.counts["stop_asked"] > 0:
                     logger.warning(
@@ -206,8 +201,8 @@ class Trainer:
         finally:
             bar.close()
             self.data.close()
-            if self.eval_data:
-                self.eval_data.close()
+            if self.evaluator:
+                self.evaluator.data.close()
             signal.signal(signal.SIGTERM, previous)
 
     def _advance(self) -> None:
@@ -222,7 +217,7 @@ class Trainer:
         scales = {n: 1.0 / c if c > 0 else 0.0 for n, c in counts.items()}
         module, loss = self.model.module, self.model.loss
         module.train()
-        sums = _SourceSums(len(self.source_names), self.ranks.device)
+        sums = SourceSums(len(self.source_names), self.ranks.device)
         for index, batch in enumerate(batches):
             on_device = batch.to(self.ranks.device).with_scales(scales)
             set_gradient_sync(module, not self.once_per_step or index == len(batches) - 1)
@@ -281,60 +276,20 @@ class Trainer:
     def _log(
         self, result: StepResult, elapsed: float, waited: float, pace: float, epoch: int
     ) -> None:
-        counts = result.counts
-        metrics = {
-            "loss": result.loss,
-            "lr": float(self.optimizer.param_groups[0]["lr"]),
-            "grad_norm": result.grad_norm,
-            "epoch": float(epoch),
-            "tokens": counts["tokens"],
-            "targets": counts["targets"],
-            "samples": counts["samples"],
-            "skipped_samples": counts["skipped_samples"],
-            "tokens_per_s": counts["tokens"] / elapsed,
-            "targets_per_s": counts["targets"] / elapsed,
-            "step_s": elapsed,
-            "data_wait_s": waited,
-            "peak_memory_gib": peak_memory_gib(self.ranks.device),
-            "bad_steps": float(self.bad_steps),
-            **result.metrics,
-            **{f"loss/{name}": value for name, value in result.source_losses.items()},
-        }
-        eta = int(pace * (self.total_steps - self.step))
-        logger.info(
-            f"step {self.step}/{self.total_steps}  loss {result.loss:.4f}  lr {metrics['lr']:.3e}  "
-            f"grad_norm {result.grad_norm:.3f}  {metrics['targets_per_s']:,.0f} targets/s  "
-            f"{metrics['tokens_per_s']:,.0f} tokens/s  {metrics['peak_memory_gib']:.2f} GiB  "
-            f"ETA {eta // 3600}:{eta // 60 % 60:02}:{eta % 60:02}"
+        metrics = step_metrics(
+            result,
+            lr=float(self.optimizer.param_groups[0]["lr"]),
+            epoch=epoch,
+            step_s=elapsed,
+            data_wait_s=waited,
+            peak_memory_gib=peak_memory_gib(self.ranks.device),
+            bad_steps=self.bad_steps,
         )
+        logger.info(step_line(self.step, self.total_steps, metrics, pace))
         self.metrics_log.log(self.step, metrics)
 
-    def evaluate(self) -> dict[str, float]:
-        """Mean loss over the eval datasets, as a whole and per source. Collective."""
-        assert self.eval_data is not None
-        module, loss = self.model.module, self.model.loss
-        module.eval()
-        sums = _SourceSums(len(self.eval_names), self.ranks.device)
-        with torch.no_grad():
-            for step in range(self.eval_data.steps_per_epoch(0)):
-                for batch in self.eval_data.micro_batches(0, step):
-                    scales = {name: 1.0 for name in self._unscaled_names(batch)}
-                    on_device = batch.to(self.ranks.device).with_scales(scales)
-                    sums.add(on_device, module(on_device, loss))
-        _, source_losses, _ = sums.reduce(self.eval_names, self.ranks)
-        return {
-            "eval_loss": sums.mean_loss,
-            **{f"eval_loss/{name}": value for name, value in source_losses.items()},
-        }
-
-    def _unscaled_names(self, batch: Batch) -> set[str]:
-        names = {"tokens", "samples", *self.model.loss.step_counts(batch)}
-        if self.model.built.step_counts:
-            names |= set(self.model.built.step_counts(batch))
-        return names
-
-    def _log_eval(self) -> None:
-        metrics = self.evaluate()
+    def _log_eval(self, evaluator: Evaluator) -> None:
+        metrics = evaluator.evaluate()
         logger.info(
             f"step {self.step}  "
             + "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
@@ -393,17 +348,6 @@ class Trainer:
         del signum, frame
         self._stop_asked = True  # told to the others with the next step's counts
 
-    def _progress_bar(self) -> Any:
-        from tqdm import tqdm
-
-        return tqdm(
-            total=self.total_steps,
-            initial=self.step,
-            unit="step",
-            # Only on a terminal, and only once.
-            disable=None if self.ranks.rank == 0 else True,
-        )
-
 
 def _plan_identity(run: RunConfig, sources: Sequence[DataSource]) -> str:
     """Changes with anything that changes which samples a step sees."""
@@ -415,42 +359,3 @@ def _plan_identity(run: RunConfig, sources: Sequence[DataSource]) -> str:
     digest.update(f"{type(packer).__name__} {packer.config!r}".encode())
     digest.update(f"{run.dataloader.pack_max_length} {run.seed} {run.global_batch_size}".encode())
     return digest.hexdigest()[:32]
-
-
-class _SourceSums:
-    """Loss sums and counts by source, kept on the device until they are reduced once."""
-
-    def __init__(self, num_sources: int, device: torch.device) -> None:
-        self._loss = torch.zeros((), dtype=torch.float64, device=device)
-        self._sums = torch.zeros(2, num_sources, dtype=torch.float64, device=device)
-        self._metrics: dict[str, torch.Tensor] = {}
-        self.mean_loss = math.nan
-
-    def add(self, batch: Batch, output: ModelOutput) -> None:
-        targets = batch.targets
-        weights_K = targets.weights_K.double()
-        self._loss += output.loss.detach()
-        self._sums[0].index_add_(
-            0, targets.source_ids_K, output.token_losses_K.double() * weights_K
-        )
-        self._sums[1].index_add_(0, targets.source_ids_K, weights_K)
-        for name, value in output.metrics.items():
-            self._metrics[name] = self._metrics.get(name, 0.0) + value.detach().double()
-
-    def reduce(
-        self, names: Sequence[str], ranks: Ranks
-    ) -> tuple[float, dict[str, float], dict[str, float]]:
-        """(loss, mean loss by source, metrics), global. One all-reduce and one host sync."""
-        extra = [self._metrics[name].reshape(1) for name in sorted(self._metrics)]
-        flat = torch.cat([self._loss.reshape(1), self._sums.flatten(), *extra])
-        if ranks.world_size > 1:
-            dist.all_reduce(flat)
-        loss, *rest = flat.tolist()
-        sums, counts = rest[: len(names)], rest[len(names) : 2 * len(names)]
-        self.mean_loss = sum(sums) / sum(counts) if sum(counts) else math.nan
-        by_source = {n: s / c for n, s, c in zip(names, sums, counts, strict=True) if c > 0}
-        return (
-            loss,
-            by_source,
-            dict(zip(sorted(self._metrics), rest[2 * len(names) :], strict=True)),
-        )
