@@ -74,6 +74,7 @@ def load_published_weights(
     parameters = {plain_name(name): p for name, p in module.named_parameters()}
     growing = _vocabulary_parameters(module) if resize_embeddings else frozenset()
     disk = _read_headers(folder)
+    weight_map = weight_map.as_found(disk)
     resized = _check(weight_map, disk, folder, growing, hf_config)
     with ExitStack() as stack, torch.no_grad():
         open_files: dict[Path, Any] = {}

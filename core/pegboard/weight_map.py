@@ -7,7 +7,7 @@ same table read forwards or backwards. Only an export that computes (merging an 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -44,6 +44,8 @@ class Entry:
     """Other tensors of ours that the export reads (an adapter's factors)."""
     merge: Callable[..., Tensor] | None = None
     """(ours, *also) -> what is published in its place."""
+    or_pieces: tuple[Piece, ...] = ()
+    """Read in place of `pieces` from a folder that has these and not those; never written."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,9 @@ class WeightMap:
                     ours=prefix + entry.ours,
                     also=tuple(prefix + name for name in entry.also),
                     pieces=tuple(p._replace(published=rename(p.published)) for p in entry.pieces),
+                    or_pieces=tuple(
+                        p._replace(published=rename(p.published)) for p in entry.or_pieces
+                    ),
                 )
                 for entry in self.entries
             ),
@@ -78,6 +83,19 @@ class WeightMap:
             {**self.tied, **other.tied},
             self.unpublished + other.unpublished,
         )
+
+    def as_found(self, published: Collection[str]) -> WeightMap:
+        """The map of a folder that holds these names: `or_pieces` where all of them are there and
+        none of `pieces` is."""
+        entries = [
+            replace(entry, pieces=entry.or_pieces, or_pieces=())
+            if entry.or_pieces
+            and all(piece.published in published for piece in entry.or_pieces)
+            and not any(piece.published in published for piece in entry.pieces)
+            else entry
+            for entry in self.entries
+        ]
+        return replace(self, entries=tuple(entries))
 
     def published_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every published tensor, in the order of the map; what a complete folder holds."""
