@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         BuiltModel,
         Collator,
         Dataset,
+        ImageTokens,
         Loss,
         LRSchedule,
         Packer,
@@ -118,7 +119,7 @@ class ModelComponent(Component):
     requires: ClassVar[frozenset[str]] = frozenset()
     """What a collator must provide beside text, such as `pixel_values`."""
     weight_fields: ClassVar[frozenset[str]] = frozenset()
-    """Config fields that shape weights: they must agree with `load_from`."""
+    """Config fields that shape weights: they must agree with `load_from`; a dot leads into a nested config."""
 
     def build(self) -> BuiltModel:
         """Build on the current device (the core enters meta); reads no file, draws no random number."""
@@ -126,8 +127,16 @@ class ModelComponent(Component):
 
     @classmethod
     def config_from_hf(cls, hf_config: Mapping[str, Any]) -> dict[str, Any]:
-        """The JSON fields of an equal component; ConfigError names a key it can't honour."""
+        """The JSON fields of an equal component; ConfigError names a key it can't honour.
+
+        A field that holds another model may be left as it was published (an object with `model_type`): the core
+        finds the class that reads it.
+        """
         raise NotImplementedError
+
+    def image_tokens(self) -> ImageTokens | None:
+        """How pictures become rows of the input; None for a text model. Light: tokenize functions ask."""
+        return None
 
 
 class DatasetComponent(Component):

@@ -89,7 +89,7 @@ def _fill_model(data: dict[str, Any], registry: Registry) -> Iterator[Problem]:
                 f'{data["load_from"]}/config.json; name one with "class_name"',
             )
         return
-    yield from _merge_published(data, model, cls, published)
+    yield from _merge_published(data, model, cls, published, registry)
 
 
 def _merge_published(
@@ -97,6 +97,7 @@ def _merge_published(
     model: dict[str, Any],
     cls: type[ModelComponent],
     published: dict[str, Any],
+    registry: Registry,
 ) -> Iterator[Problem]:
     where = f"{data['load_from']}/config.json"
     found = published.get("model_type")
@@ -108,21 +109,83 @@ def _merge_published(
         )
         return
     try:
-        fields = cls.config_from_hf(published)
+        fields = _with_models_read(cls.config_from_hf(published), registry)
     except NotImplementedError:
         return
     except ConfigError as error:
         yield Problem(("load_from",), f"{where}: {error}")
         return
-    for name in sorted(cls.weight_fields & model.keys() & fields.keys()):
-        if model[name] != fields[name] and not (
-            name == "vocab_size" and model.get("resize_embeddings") is True
-        ):
-            yield Problem(
-                ("model", name),
-                f"{shown(model[name])} does not fit the weights: {where} has {shown(fields[name])}",
-            )
+    yield from _weight_conflicts(cls, model, fields, ("model",), where, registry)
     data["model"] = merge_fields({"class_name": cls.__name__, **fields}, model)
+
+
+def _with_models_read(fields: Mapping[str, Any], registry: Registry) -> dict[str, Any]:
+    """`fields` with the models inside it, left as they were published, as JSON fields of their classes.
+
+    Raises:
+        ConfigError: no installed model reads one of them, or it has a key that can't be honoured.
+    """
+    read = dict(fields)
+    for name, inner in fields.items():
+        if not isinstance(inner, Mapping) or "class_name" in inner or "model_type" not in inner:
+            continue
+        cls = registry.for_hf_model_type(str(inner["model_type"]))
+        if cls is None:
+            raise ConfigError(
+                f"{name}: no installed model reads model_type {shown(inner['model_type'])}"
+            )
+        own = _with_models_read(cls.config_from_hf(inner), registry)
+        read[name] = {"class_name": cls.__name__, **own}
+    return read
+
+
+def _weight_conflicts(
+    cls: type[ModelComponent],
+    model: Mapping[str, Any],
+    fields: Mapping[str, Any],
+    path: tuple[str | int, ...],
+    where: str,
+    registry: Registry,
+) -> Iterator[Problem]:
+    """Fields of `model` that the weights described by `fields` can't be loaded into."""
+    for name in sorted(cls.weight_fields):
+        steps = name.split(".")
+        ours, theirs = _value_at(model, steps), _value_at(fields, steps)
+        if ours is _ABSENT or theirs is _ABSENT or ours == theirs:
+            continue
+        if name == "vocab_size" and model.get("resize_embeddings") is True:
+            continue
+        yield Problem(
+            (*path, *steps),
+            f"{shown(ours)} does not fit the weights: {where} has {shown(theirs)}",
+        )
+    for name, inner in fields.items():
+        changes = model.get(name)
+        if not (isinstance(inner, Mapping) and isinstance(changes, Mapping)):
+            continue
+        if "class_name" not in inner:
+            continue
+        picked = changes.get("class_name", inner["class_name"])
+        if picked != inner["class_name"]:
+            yield Problem(
+                (*path, name, "class_name"),
+                f"{shown(picked)} does not fit the weights: {where} is read by {inner['class_name']}",
+            )
+            continue
+        inner_cls = _class_of("model", inner, registry)
+        if inner_cls is not None and issubclass(inner_cls, ModelComponent):
+            yield from _weight_conflicts(inner_cls, changes, inner, (*path, name), where, registry)
+
+
+_ABSENT: Any = object()
+
+
+def _value_at(fields: Any, steps: list[str]) -> Any:
+    for step in steps:
+        if not isinstance(fields, Mapping) or step not in fields:
+            return _ABSENT
+        fields = fields[step]
+    return fields
 
 
 def _model_class(model: Mapping[str, Any], registry: Registry) -> type[ModelComponent] | None:

@@ -28,6 +28,7 @@ __all__ = [
     "Dataset",
     "Example",
     "Head",
+    "ImageTokens",
     "LRSchedule",
     "Loss",
     "LossOutput",
@@ -85,6 +86,17 @@ class Example:
     """Index of the dataset in the run's list; set by the data loader."""
 
 
+class ImageTokens(NamedTuple):
+    """How a vision-language model turns pictures into rows of its input."""
+
+    tile_size: int
+    """Side of a square tile, in pixels."""
+    tokens_per_tile: int
+    """Rows of the input that one tile fills."""
+    image_token_id: int
+    """Id that stands at each of those rows."""
+
+
 class Targets(NamedTuple):
     """The supervised positions of a micro-batch; labels are already shifted inside each sample."""
 
@@ -122,6 +134,9 @@ class Batch:
     scales: Mapping[str, float] = field(default_factory=dict)
     """1 / global count of each name in the step's counts; set by the trainer before the forward."""
     media: Mapping[str, Tensor] = field(default_factory=dict)
+    """What a vision model reads: `pixel_values` (M, 3, S, S) uint8 tiles in order, `image_positions` (P,) int64 rows
+    of `input_ids_T` that hold their features in order, `tile_counts` int32 tiles of each picture (or each sample).
+    Empty for a batch without pictures."""
     extras: Mapping[str, Any] = field(default_factory=dict)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Batch:
@@ -243,6 +258,9 @@ class BuiltModel:
     """Parameter-name prefixes that do not train."""
     step_counts: Callable[[Batch], Mapping[str, float]] | None = None
     """Counts the model's own auxiliary losses are divided by; added to the loss's."""
+    idle_without: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Name of a step count -> parameter-name prefixes that sit out a step (no weight decay, no moment update) in
+    which that count, over all ranks, is 0: such as `tiles` -> (`vision_tower.`,)."""
 
 
 class PackPlan(NamedTuple):
