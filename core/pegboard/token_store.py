@@ -23,6 +23,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -37,6 +38,9 @@ __all__ = ["TokenStore", "build_store", "open_store", "store_fingerprint"]
 FORMAT_VERSION = 1
 MAX_LISTED_BAD_RECORDS = 1000
 _CHUNK_RECORDS = 512
+_COUNTED_AT_ONCE = 65_536
+_SAMPLED_PLACES = 1024
+_SAMPLED_IDS = 256
 _BadRecordPolicy = Literal["error", "skip"]
 
 
@@ -85,6 +89,34 @@ class TokenStore:
                 example.media = json.loads(self._media[start:end].tobytes())
                 example.num_tiles = int(self.num_tiles[index])
         return example
+
+    @cached_property
+    def num_targets(self) -> np.ndarray:
+        """(num_samples,) int32 supervised tokens of each sample; not its first, which nothing predicts."""
+        if (self.folder / "num_targets.npy").exists():
+            return np.asarray(np.load(self.folder / "num_targets.npy", mmap_mode="r"))
+        # A store that was written before this file was.
+        counts = np.empty(len(self), dtype=np.int32)
+        for first in range(0, len(self), _COUNTED_AT_ONCE):
+            last = min(first + _COUNTED_AT_ONCE, len(self))
+            start, stop = int(self._offsets[first]), int(self._offsets[last])
+            counts[first:last] = _count_targets(
+                self._mask[start:stop], self._offsets[first:last] - start
+            )
+        return counts
+
+    def content_identity(self) -> str:
+        """Changes with the samples: their number, lengths and targets, and, in a sample of places, ids.
+
+        Unlike the fingerprint it is the same for a copy of the data made elsewhere.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        for array in (self.lengths, self.num_targets):
+            digest.update(np.ascontiguousarray(array, dtype=np.int32).data)
+        size = min(_SAMPLED_IDS, len(self._ids))
+        for start in np.linspace(0, len(self._ids) - size, _SAMPLED_PLACES).astype(int).tolist():
+            digest.update(self._ids[start : start + size].data)
+        return digest.hexdigest()
 
     def key(self, index: int) -> SampleKey:
         """Where sample `index` comes from."""
@@ -350,6 +382,7 @@ class _Writer:
         self._media_bytes: list[np.ndarray] = []
         self._num_tiles: list[np.ndarray] = []
         self._lengths: list[np.ndarray] = []
+        self._num_targets: list[np.ndarray] = []
         self._keys: list[np.ndarray] = []
         self._files: dict[str, int] = {}
         self._num_supervised = 0
@@ -368,7 +401,11 @@ class _Writer:
             for file, line, part in chunk.keys
         ]
         self._keys.append(np.array(rows, dtype=np.int64).reshape(-1, 3))
-        self._lengths.append(np.array(chunk.lengths, dtype=np.int64))
+        lengths = np.array(chunk.lengths, dtype=np.int64)
+        self._lengths.append(lengths)
+        if len(lengths):
+            counts = _count_targets(np.concatenate(chunk.mask), np.cumsum(lengths) - lengths)
+            self._num_targets.append(counts)
         sizes = np.zeros(len(chunk.lengths), dtype=np.int64)
         tiles = np.zeros(len(chunk.lengths), dtype=np.int32)
         for sample, (text, count) in sorted(chunk.media.items()):
@@ -398,6 +435,7 @@ class _Writer:
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         np.save(self._draft / "offsets.npy", offsets)
         np.save(self._draft / "keys.npy", np.concatenate(self._keys))
+        np.save(self._draft / "num_targets.npy", np.concatenate(self._num_targets))
         media_offsets = np.concatenate([[0], np.cumsum(np.concatenate(self._media_bytes))])
         num_tiles = np.concatenate(self._num_tiles)
         if media_offsets[-1]:
@@ -422,6 +460,12 @@ class _Writer:
             "files": list(self._files),
         }
         (self._draft / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+
+
+def _count_targets(mask: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Supervised tokens of each sample but its first; samples begin at `starts` and none is empty."""
+    sums = np.add.reduceat(mask.view(np.uint8), starts, dtype=np.int32)
+    return sums - mask[starts]
 
 
 def _open_if_equal(folder: Path, fingerprint: str | None) -> TokenStore | None:
