@@ -16,7 +16,7 @@ import torch
 from loguru import logger
 from torch import nn
 
-from pegboard.component import ParameterGroup
+from pegboard.component import ModelComponent, ParameterGroup
 from pegboard.contracts import BuiltModel, Loss, Tokenizer
 from pegboard.data_loading import DataSource, RunData
 from pegboard.device import default_compute_dtype
@@ -28,6 +28,7 @@ from pegboard.parallel import (
     shard_model,
     trainable_parameters,
 )
+from pegboard.published_config import export_config
 from pegboard.weight_loading import load_published_weights
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class ModelOnRanks:
 
 
 def find_weights_folder(load_from: str | None) -> Path | None:
-    """Local folder of `load_from`; a hub id is downloaded (safetensors, JSON and tokenizer files only).
+    """Local folder of `load_from`; a hub id is downloaded (safetensors, JSON, tokenizer files and code).
 
     Raises:
         ConfigError: neither a folder nor a hub id that can be had.
@@ -66,7 +67,8 @@ def find_weights_folder(load_from: str | None) -> Path | None:
         return Path(load_from)
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+    # Code is only carried along: nothing runs it without --trust-remote-code.
+    patterns = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py"]
     try:
         return Path(snapshot_download(load_from, allow_patterns=patterns))
     except (OSError, ValueError) as error:
@@ -79,10 +81,12 @@ def find_weights_folder(load_from: str | None) -> Path | None:
 
 def tokenizer_fits(tokenizer: Tokenizer, built: BuiltModel) -> None:
     """ConfigError if the tokenizer has ids that the model has no embedding for."""
-    text = built.hf_config.get("text_config", built.hf_config)
+    inside = "text_config" in built.hf_config
+    text = built.hf_config["text_config"] if inside else built.hf_config
     if tokenizer.vocab_size > text["vocab_size"]:
         raise ConfigError(
-            f"model.vocab_size: {text['vocab_size']} is smaller than the tokenizer's {tokenizer.vocab_size}"
+            f"model.{'text_config.' if inside else ''}vocab_size: {text['vocab_size']} is smaller "
+            f"than the tokenizer's {tokenizer.vocab_size}"
         )
 
 
@@ -108,6 +112,7 @@ def build_model(
             f"model '{type(run.model).__name__}': no weight map entry for {', '.join(unmapped)}"
         )
     tokenizer_fits(tokenizer, built)
+    built.hf_config = export_config(run.model, built.hf_config, weights)
     for name, parameter in built.module.named_parameters():
         parameter.requires_grad_(not name.startswith(built.frozen) if built.frozen else True)
     apply_activation_checkpointing(
@@ -118,7 +123,7 @@ def build_model(
         reduce = getattr(torch, run.precision.reduce_dtype)
     module = shard_model(built, ranks, compute, reduce)
     module.to_empty(device=ranks.device)
-    resize = bool(getattr(run.model.config, "resize_embeddings", False))
+    resize = _resizes_embeddings(run.model)
     # What is loaded whole needs no drawing; loading fails before it copies if anything is missing.
     loaded_whole = weights is not None and not resize
     skip = {entry.ours for entry in built.weight_map.entries} if loaded_whole else set()
@@ -141,6 +146,13 @@ def build_model(
             )
         loaded_dtype = report.dtype
     return ModelOnRanks(built, module, run.loss.build(), loaded_dtype)
+
+
+def _resizes_embeddings(model: ModelComponent) -> bool:
+    """Whether the model, or one inside it, takes a smaller vocabulary's weights."""
+    inner = [value for _, value in model.config if isinstance(value, ModelComponent)]
+    own = bool(getattr(model.config, "resize_embeddings", False))
+    return own or any(map(_resizes_embeddings, inner))
 
 
 def build_optimizer(run: RunConfig, module: nn.Module) -> torch.optim.Optimizer:

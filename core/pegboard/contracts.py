@@ -132,7 +132,8 @@ class Batch:
     keys: tuple[SampleKey, ...] = ()
     """Identity of each sample, in pack order."""
     scales: Mapping[str, float] = field(default_factory=dict)
-    """1 / global count of each name in the step's counts; set by the trainer before the forward."""
+    """1 / global count of each name in the step's counts, 0.0 where that is 0; set by the trainer before the forward.
+    So all ranks know alike whether a step has, say, any `tiles`."""
     media: Mapping[str, Tensor] = field(default_factory=dict)
     """What a vision model reads: `pixel_values` (M, 3, S, S) uint8 tiles in order, `image_positions` (P,) int64 rows
     of `input_ids_T` that hold their features in order, `tile_counts` int32 tiles of each picture (or each sample).
@@ -258,9 +259,6 @@ class BuiltModel:
     """Parameter-name prefixes that do not train."""
     step_counts: Callable[[Batch], Mapping[str, float]] | None = None
     """Counts the model's own auxiliary losses are divided by; added to the loss's."""
-    idle_without: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Name of a step count -> parameter-name prefixes that sit out a step (no weight decay, no moment update) in
-    which that count, over all ranks, is 0: such as `tiles` -> (`vision_tower.`,)."""
 
 
 class PackPlan(NamedTuple):

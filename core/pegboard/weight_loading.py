@@ -25,6 +25,8 @@ __all__ = ["LoadReport", "load_published_weights"]
 
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _SHOWN = 8
+_NAMES = frozenset({"architectures", "dtype", "model_type", "torch_dtype", "transformers_version"})
+"""Keys of config.json that say what something is called, not how large it is."""
 _RESIZE_HINT = "; set resize_embeddings to true to add rows"
 
 
@@ -250,16 +252,16 @@ def _differing_fields(folder: Path, hf_config: Mapping[str, Any] | None) -> list
 
 
 def _differences(ours: Mapping[str, Any], theirs: Any, prefix: str) -> list[str]:
-    """Whole numbers and flags only: nothing else shapes weights."""
+    """Whole numbers, flags, lists and kinds only: nothing else shapes weights."""
     if not isinstance(theirs, Mapping):
         return []
     found = []
     for key, value in ours.items():
-        if key not in theirs or key.startswith("rope"):
+        if key not in theirs or key.startswith("rope") or key in _NAMES:
             continue
         if isinstance(value, Mapping):
             found += _differences(value, theirs[key], f"{prefix}{key}.")
-        elif isinstance(value, int) and value != theirs[key]:
+        elif isinstance(value, (int, str, list)) and value != theirs[key]:
             found.append(f"{prefix}{key} (model {value!r}, weights {theirs[key]!r})")
     return found
 

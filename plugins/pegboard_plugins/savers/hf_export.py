@@ -28,7 +28,12 @@ from pegboard.weight_export import iter_published
 __all__ = ["HFExporter", "ShardPlan", "plan_shards"]
 
 _EXPORT_DTYPES = ("bfloat16", "float32", "float16")
-_COPIED = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+_COPIED = (
+    "chat_template.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+)
 
 
 class ShardPlan(NamedTuple):
@@ -238,11 +243,13 @@ def _copy_from_source(source: Path, folder: Path, config: Mapping[str, Any]) -> 
     names = [name for name in _COPIED if (source / name).is_file()]
     tokenizer_config = folder / "tokenizer_config.json"
     texts = [tokenizer_config.read_text(encoding="utf-8")] if tokenizer_config.exists() else []
+    texts += [(source / name).read_text(encoding="utf-8") for name in names]
     if any("auto_map" in values for values in [config, *map(json.loads, texts)]):
         names += sorted(path.name for path in source.glob("*.py"))
+    names += sorted(path.name for path in source.glob("*.model"))
     for name in names:
-        if not (folder / name).exists():
-            shutil.copyfile(source / name, folder / name)
+        # Also over what the tokenizer wrote: these go along as they came.
+        shutil.copyfile(source / name, folder / name)
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
