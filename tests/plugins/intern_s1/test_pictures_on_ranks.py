@@ -1,0 +1,168 @@
+"""Claim: ranks and micro-batches with no picture, only pictures, or different numbers of tiles run the same
+collectives and give one rank's losses and gradient norms to 1e-5; frozen parts never move, the others move in
+steps with pictures only."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from launching import read_metrics, torchrun, write_config
+from safetensors.torch import load_file
+from torch import Tensor
+
+# Tiles of the four packs of a step. With four ranks each has one, so most ranks are without a picture in
+# some step; the third and the last step of a round have none anywhere.
+ROUND = ((2, 0, 0, 1), (0, 0, 0, 13), (0, 0, 0, 0), (1, 3, 2, 1), (0, 0, 0, 0))
+ROUNDS = 4
+WITH_PICTURES = [bool(sum(step)) for step in ROUND] * ROUNDS
+
+MODEL = {
+    "class_name": "InternS1",
+    "image_token_id": 300,
+    "vision_config": {
+        "hidden_size": 24,
+        "intermediate_size": 40,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 3,
+        "image_size": 28,
+        "patch_size": 7,
+    },
+    "text_config": {
+        "class_name": "Qwen3",
+        "vocab_size": 320,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+    },
+}
+CASES: dict[str, dict[str, Any]] = {
+    "frozen": {"freeze_vision": True, "freeze_projector": True},
+    "tower_frozen": {"freeze_vision": True},
+    "all": {},
+    "all_each": {"reduction": "per_micro_batch"},
+    "text_frozen": {"freeze_language": True},
+}
+
+
+def config_of(folder: Path, case: str) -> Path:
+    options = dict(CASES[case])
+    reduction = options.pop("reduction", "per_step")
+    return write_config(
+        folder / f"{case}.json",
+        {
+            "work_dir": str(folder / case),
+            "run_name": "run",
+            "seed": 3,
+            "tokenizer": {"class_name": "ByteTokenizer"},
+            "model": {**MODEL, **options},
+            "datasets": [
+                {
+                    "dataset": {
+                        "class_name": "TileSamples",
+                        "name": "tiles",
+                        "tiles": [count for step in ROUND for count in step],
+                    },
+                    "tokenize_fn": {"class_name": "TileTokenize"},
+                }
+            ],
+            "dataloader": {
+                "pack_max_length": 512,
+                "packer": {"class_name": "OneByOne"},
+                "collator": {"class_name": "TileCollator"},
+            },
+            "optimizer": {
+                "class_name": "AdamW",
+                "lr": 3e-3,
+                "eps": 1e-5,
+                "weight_decay": 0.1,
+                "decay_vectors": True,
+            },
+            "lr_schedule": {"class_name": "CosineSchedule", "min_lr": 1e-3},
+            "global_batch_size": 4,
+            "epoch_num": ROUNDS,
+            "parallel": {"class_name": "FSDP2", "gradient_reduction": reduction},
+            "savers": [{"class_name": "HFSaver", "dtype": "float32", "every_steps": 1}],
+        },
+    )
+
+
+def train_all(folder: Path, num_ranks: int, cases: list[str]) -> Path:
+    folder.mkdir()
+    configs = [str(config_of(folder, case)) for case in cases]
+    script = Path(__file__).with_name("drive_pictures.py")
+    result = torchrun(num_ranks, str(script), *configs)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]
+    return folder
+
+
+def weights(folder: Path, case: str, step: int) -> dict[str, Tensor]:
+    path = folder / case / "run" / "export" / f"step_{step:08d}" / "model.safetensors"
+    return load_file(path)
+
+
+def check_same(one: Path, other: Path, cases: list[str]) -> None:
+    for case in cases:
+        first, second = read_metrics(one / case / "run"), read_metrics(other / case / "run")
+        assert len(first) == len(second) == len(WITH_PICTURES)
+        for a, b in zip(first, second, strict=True):
+            for name in ("loss", "grad_norm"):
+                assert a[name] == pytest.approx(b[name], rel=1e-5), (case, name, a["step"])
+
+
+def part_of(name: str) -> str:
+    for part in ("vision_tower", "multi_modal_projector"):
+        if f".{part}." in name:
+            return part
+    return "language_model"
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_all(tmp_path_factory.mktemp("alone") / "runs", 1, list(CASES))
+
+
+def test_two_ranks_with_and_without_pictures_are_as_one(alone: Path, tmp_path: Path) -> None:
+    check_same(alone, train_all(tmp_path / "two", 2, list(CASES)), list(CASES))
+
+
+@pytest.mark.slow
+def test_four_ranks_with_and_without_pictures_are_as_one(alone: Path, tmp_path: Path) -> None:
+    check_same(alone, train_all(tmp_path / "four", 4, list(CASES)), list(CASES))
+
+
+@pytest.mark.parametrize(
+    ("case", "frozen"),
+    [
+        ("frozen", {"vision_tower", "multi_modal_projector"}),
+        ("tower_frozen", {"vision_tower"}),
+        ("all", set()),
+        ("text_frozen", {"language_model"}),
+    ],
+)
+def test_frozen_parts_stay_and_the_others_move_with_pictures_only(
+    alone: Path, case: str, frozen: set[str]
+) -> None:
+    before = weights(alone, case, 1)
+    for step, has_pictures in enumerate(WITH_PICTURES[1:], start=2):
+        after = weights(alone, case, step)
+        moved = {part_of(name) for name in after if not torch.equal(before[name], after[name])}
+        expected = {"language_model"}
+        if has_pictures:
+            expected |= {"vision_tower", "multi_modal_projector"}
+        assert moved == expected - frozen, step
+        before = after
+
+
+def test_the_exported_config_is_intern_s1s(alone: Path) -> None:
+    folder = alone / "all" / "run" / "export" / "step_00000001"
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert config["model_type"] == "interns1"
+    assert config["text_config"]["model_type"] == "qwen3"
+    assert config["image_seq_length"] == 4
