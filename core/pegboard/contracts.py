@@ -136,9 +136,10 @@ class Batch:
     So all ranks know alike whether a step has, say, any `tiles`."""
     media: Mapping[str, Tensor] = field(default_factory=dict)
     """What a vision model reads: `pixel_values` (M, 3, S, S) uint8 tiles in order, `image_positions` (P,) int64 rows
-    of `input_ids_T` that hold their features in order, `tile_counts` int32 tiles of each picture (or each sample).
-    Empty for a batch without pictures."""
+    of `input_ids_T` that hold their features in order, `tile_counts` int32 tiles of each picture. Empty for a batch
+    without pictures."""
     extras: Mapping[str, Any] = field(default_factory=dict)
+    """Anything a plugin pair agrees on. Beside pictures: `num_tiles` and `tiles_of_samples`, Python ints."""
 
     def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Batch:
         """Copy with every tensor on `device`."""

@@ -248,12 +248,12 @@ def _first_mismatch(
     ends = batch.cu_seqlens[1:].to(marked_P.dtype)
     sample_P = torch.searchsorted(ends, marked_P, right=True)
     found_S = torch.bincount(sample_P, minlength=len(ends))[: len(ends)].tolist()
-    counts = batch.media.get("tile_counts")
-    tiles = counts.tolist() if counts is not None else [num_tiles]
     made_S = [0] * len(found_S)
-    if len(tiles) == len(batch.keys):
-        made_S[: len(tiles)] = [count * tokens.tokens_per_tile for count in tiles]
-    else:  # tiles of each picture: samples take pictures in order while their tokens last
+    of_samples, counts = batch.extras.get("tiles_of_samples"), batch.media.get("tile_counts")
+    if of_samples is not None:
+        made_S[: len(of_samples)] = [count * tokens.tokens_per_tile for count in of_samples]
+    else:  # samples take pictures in order while their tokens last
+        tiles = counts.tolist() if counts is not None else [num_tiles]
         left = [count * tokens.tokens_per_tile for count in tiles]
         for sample, found in enumerate(found_S):
             while left and made_S[sample] < found:

@@ -123,6 +123,7 @@ class Collate:
             num_tokens=len(ids) if examples else 0,
             keys=tuple(e.key for e in examples if e.key is not None),
             media=media,
+            extras={"num_tiles": sum(tiles), "tiles_of_samples": tuple(tiles)},
         )
 
 

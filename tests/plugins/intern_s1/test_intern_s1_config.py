@@ -219,8 +219,8 @@ def test_weights_that_do_not_fit_name_the_tensors_and_the_field(
         assert tensor in str(error.value) and field in str(error.value)
 
 
-def row(samples: list[list[int]], tiles: list[int], per_sample: bool = True) -> Batch:
-    """Samples as ids, pictures as numbers of tiles (of each sample, or of each picture)."""
+def row(samples: list[list[int]], tiles: list[int], *, of_samples: bool = True) -> Batch:
+    """Samples as ids, and tiles of each sample, or (knowing less) of each picture."""
     ids = torch.tensor([i for sample in samples for i in sample])
     none = torch.zeros(0, dtype=torch.long)
     media: dict[str, Tensor] = {
@@ -237,6 +237,7 @@ def row(samples: list[list[int]], tiles: list[int], per_sample: bool = True) -> 
         num_tokens=len(ids),
         keys=tuple(SampleKey("s", "pics.jsonl", 10 + i) for i in range(len(samples))),
         media=media,
+        extras={"tiles_of_samples": tuple(tiles)} if of_samples else {},
     )
 
 
@@ -249,8 +250,9 @@ TWO_TILES = [1, *[300] * 8, 2]
         (row([[1, 2], TWO_TILES, [3]], [0, 1, 0]), "pics.jsonl:11: 8 image tokens (id 300), but "),
         (row([[1, 2], TWO_TILES, [3]], [0, 1, 0]), "its pictures give 4 rows (1 tiles of 4)"),
         (row([[1, 300], TWO_TILES], [0, 2]), "pics.jsonl:10: 1 image tokens"),
-        (row([TWO_TILES, TWO_TILES], [1, 1, 1, 1, 1]), "pics.jsonl:11: 8 image tokens"),
-        (row([[1], TWO_TILES[:-2]], [3]), "pics.jsonl:11: 7 image tokens"),
+        (row([TWO_TILES, TWO_TILES], [3, 2]), "pics.jsonl:10: 8 image tokens"),
+        (row([TWO_TILES, TWO_TILES], [1, 1, 2, 1], of_samples=False), "pics.jsonl:11: 8 image"),
+        (row([[1], TWO_TILES[:-2]], [3], of_samples=False), "pics.jsonl:11: 7 image tokens"),
     ],
 )
 def test_a_mismatch_names_the_sample_its_place_and_both_counts(
