@@ -270,8 +270,11 @@ def test_features_logits_and_gradients_equal_transformers(
     gradients = {name: p.grad for name, p in ours.named_parameters() if p.grad is not None}
     assert len(gradients) == len(list(ours.parameters()))
     named = their_gradients(theirs)
+    # A key's bias moves no attention weight: its gradient is rounding, in both.
+    rounding = 1e-7 * max(float(gradient.norm()) for gradient in named.values())
     for name, gradient in published(built, gradients).items():
-        assert (gradient - named[name]).norm() <= 1e-4 * named[name].norm(), name
+        error = float((gradient - named[name]).norm())
+        assert error <= 1e-4 * float(named[name].norm()) + rounding, name
 
 
 def their_gradients(model: Any) -> dict[str, Tensor]:
@@ -312,6 +315,7 @@ def test_what_we_publish_opens_in_transformers_with_nothing_left_over(
     export = tmp_path / "export"
     export.mkdir()
     save_file(published(built, dict(ours.named_parameters())), export / "model.safetensors")
+    (export / "generation_config.json").write_text("{}", encoding="utf-8")
     config = {**built.hf_config, "model_type": "internvl"}
     config["vision_config"] = {**config["vision_config"], "model_type": "internvl_vision"}
     reopened, report = transformers.InternVLForConditionalGeneration.from_pretrained(
