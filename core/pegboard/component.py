@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         Loss,
         LRSchedule,
         Packer,
+        RecordFormat,
         TokenizeFn,
         Tokenizer,
     )
@@ -47,6 +48,7 @@ __all__ = [
     "PackerComponent",
     "ParameterGroup",
     "Problem",
+    "RecordFormatComponent",
     "SaverComponent",
     "TokenizeFnComponent",
     "TokenizerComponent",
@@ -157,6 +159,15 @@ class TokenizeFnComponent(Component):
         raise NotImplementedError
 
 
+class RecordFormatComponent(Component):
+    """Makes an adapter from one form of record to what tokenize functions read."""
+
+    kind = "record_format"
+
+    def build(self) -> RecordFormat:
+        raise NotImplementedError
+
+
 class PackerComponent(Component):
     """Makes a packer."""
 
@@ -252,6 +263,9 @@ COMPONENT_KINDS: Mapping[str, _Kind] = {
     "model": _Kind(ModelComponent, "register_models", "model"),
     "dataset": _Kind(DatasetComponent, "register_datasets", "datasets[].dataset"),
     "tokenize_fn": _Kind(TokenizeFnComponent, "register_tokenize_fns", "datasets[].tokenize_fn"),
+    "record_format": _Kind(
+        RecordFormatComponent, "register_record_formats", "datasets[].tokenize_fn.record_format"
+    ),
     "collator": _Kind(CollatorComponent, "register_collators", "dataloader.collator"),
     "loss": _Kind(LossComponent, "register_losses", "loss"),
     "saver": _Kind(SaverComponent, "register_savers", "savers[]"),

@@ -35,6 +35,11 @@ __all__ = [
     "ModelOutput",
     "PackPlan",
     "Packer",
+    "RecordChat",
+    "RecordContent",
+    "RecordFormat",
+    "RecordText",
+    "RecordTokens",
     "SampleKey",
     "ShardUnit",
     "Targets",
@@ -80,6 +85,9 @@ class Example:
     can't be read; set by the data loader."""
     extras: Mapping[str, Any] = field(default_factory=dict)
     """Anything a plugin pair agrees on."""
+    part: int | None = None
+    """Which part of its record it is, from 0 (`SampleKey.part`), such as the number of the assistant turn that it
+    trains; None: its place in the list that the tokenize function gave."""
     key: SampleKey | None = None
     """Set by the data loader."""
     source_id: int = 0
@@ -307,6 +315,47 @@ class Dataset(Protocol):
 
     def fingerprint(self) -> str | None:
         """Changes whenever a record may have changed; None if that can't be told (nothing is cached then)."""
+        ...
+
+
+class RecordChat(NamedTuple):
+    """What a record of chat says, in OpenAI's form."""
+
+    messages: Sequence[Any]
+    """Objects with `role` and `content`; whoever renders them checks them. `"loss": false` in an assistant message
+    keeps it out of the loss."""
+    tools: Sequence[Any] | None = None
+    """Function definitions the model may call."""
+
+
+class RecordText(NamedTuple):
+    """What a record of plain text says: no chat template is applied."""
+
+    pieces: Sequence[tuple[str, bool]]
+    """(text, whether it gets loss), joined as they are; an end token follows."""
+
+
+class RecordTokens(NamedTuple):
+    """What a record that is tokenized already says."""
+
+    input_ids: np.ndarray
+    """(T,) int32."""
+    loss_mask: np.ndarray
+    """(T,) bool, as in `Example`."""
+
+
+RecordContent = RecordChat | RecordText | RecordTokens
+
+
+class RecordFormat(Protocol):
+    """A built record format: an adapter from one form of record to what tokenize functions read. Must pickle."""
+
+    def accepts(self, record: Any) -> bool:
+        """Whether the record's keys are this form's; looks no deeper than the first item of a list."""
+        ...
+
+    def read(self, record: Any) -> RecordContent:
+        """What the record says; DataError names the key that is wrong."""
         ...
 
 

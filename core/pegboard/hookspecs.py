@@ -28,6 +28,7 @@ from pegboard.component import (
     ModelComponent,
     OptimizerComponent,
     PackerComponent,
+    RecordFormatComponent,
     SaverComponent,
     TokenizeFnComponent,
     TokenizerComponent,
@@ -56,6 +57,11 @@ def register_datasets(register: Callable[[type[DatasetComponent]], None]) -> Non
 @hookspec
 def register_tokenize_fns(register: Callable[[type[TokenizeFnComponent]], None]) -> None:
     """Offer tokenize functions, named by `datasets[].tokenize_fn.class_name`: `register(ChatTokenizeFn)`."""
+
+
+@hookspec
+def register_record_formats(register: Callable[[type[RecordFormatComponent]], None]) -> None:
+    """Offer record formats, named by `datasets[].tokenize_fn.record_format.class_name`: `register(AlpacaFormat)`."""
 
 
 @hookspec

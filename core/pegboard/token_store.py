@@ -288,7 +288,8 @@ class _Job:
     def _tokenize(self, index: int, key: SampleKey, chunk: _Chunk) -> None:
         examples = self.tokenize_fn(self.dataset[index])
         rows = []
-        for part, example in enumerate(examples):
+        for place, example in enumerate(examples):
+            part = place if example.part is None else example.part
             ids = np.asarray(example.input_ids, dtype=np.int32)
             mask = np.asarray(example.loss_mask, dtype=np.bool_)
             if ids.ndim != 1 or ids.shape != mask.shape:

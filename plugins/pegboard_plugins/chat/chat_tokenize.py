@@ -1,7 +1,9 @@
-"""A chat record -> ids equal to the template's own, and a loss mask on what the model generates.
+"""A chat record -> examples with loss exactly on what the model generates.
 
 The chat is rendered once whole, and its turns are found by rendering the prompt of each; see
-`pegboard_plugins.texts.chat_turns` for what each kind of turn is.
+`pegboard_plugins.texts.chat_turns` for what each kind of turn is, and
+`pegboard_plugins.texts.history` for how samples are made of them. Plain texts and records that are
+tokenized already come through the same door.
 """
 
 from __future__ import annotations
@@ -10,14 +12,19 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pegboard.contracts import Example
+import numpy as np
+
+from pegboard.contracts import Example, RecordChat, RecordText, RecordTokens
 from pegboard.errors import ConfigError, DataError, DroppedSample
+from pegboard_plugins.chat.text_tokenize import encode_record_text
 from pegboard_plugins.texts.chat_turns import Turn, find_turns
-from pegboard_plugins.texts.encoding import encode_with_mask
-from pegboard_plugins.texts.messages import ChatRecord, read_chat_record
+from pegboard_plugins.texts.encoding import encode_segments, encode_with_mask
+from pegboard_plugins.texts.history import chain_turns, keep_turns
+from pegboard_plugins.texts.messages import ChatRecord, read_chat
 from pegboard_plugins.texts.rendering import ChatRenderer
+from pegboard_plugins.texts.typed_tokens import TypedTokens
 
 if TYPE_CHECKING:
     from pegboard.contracts import Tokenizer
@@ -25,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RENDERER_VERSION", "ChatTokenizer"]
 
-RENDERER_VERSION = 1
+RENDERER_VERSION = 2
 """Raised whenever the ids or the mask of some record change."""
 
 _PROBE = "pegboardprobe"
@@ -36,7 +43,9 @@ class ChatTokenizer:
 
     Counts: `truncated`; `turns exact`, `turns shown`, `turns rewritten`, `turns noprefix`,
     `turns noend`; `reasoning not rendered` and `tool calls not rendered`, where the template drops
-    what the record holds.
+    what the record holds; `records with typed special tokens`; `samples without loss`; and what
+    each history policy would train, before anything is cut: `strip tokens`, `strip supervised
+    tokens`, and so on (`keep` has no count of tokens, which only rendering it would tell).
     """
 
     def __init__(self, config: ChatTokenizeFn.Config, tokenizer: Tokenizer) -> None:
@@ -45,7 +54,9 @@ class ChatTokenizer:
         self.max_length = config.max_length
         self._config = config
         self._tokenizer = tokenizer
+        self._format = config.record_format.build()
         self._renderer = ChatRenderer(tokenizer, config.template_kwargs)
+        self._typed = TypedTokens(tokenizer) if config.typed_special_tokens == "text" else None
         self._stops = tuple(tokenizer.decode([i]) for i in tokenizer.eos_token_ids)
         answer: dict[str, Any] = {"role": "assistant", "content": "b"}
         thought = {**answer, "reasoning_content": _PROBE}
@@ -55,25 +66,27 @@ class ChatTokenizer:
         self._counts: Counter[str] = Counter()
 
     def __call__(self, record: Mapping[str, Any] | Sequence[Any]) -> Sequence[Example]:
-        chat = read_chat_record(record)
-        chosen = [j for j, loss in enumerate(chat.loss) if loss]
-        if self._config.train_on == "last":
-            roles = [message["role"] for message in chat.messages]
-            last = max(j for j, role in enumerate(roles) if role == "assistant")
-            chosen = [j for j in chosen if j == last]
-        self._count_dropped_fields(chat, chosen)
-        text, turns = find_turns(self._renderer, chat.messages, chat.tools, chosen, self._stops)
-        spans = [(turn.start, turn.end) for turn in turns if self._trains(turn)]
-        if not spans:
+        content = self._format.read(record)
+        if isinstance(content, RecordChat):
+            examples = self._read_chat(content)
+        elif isinstance(content, RecordText):
+            examples = [self._read_text(content)]
+        else:
+            examples = [self._read_tokens(content)]
+        kept = []
+        for example in examples:
+            if len(example.input_ids) > self.max_length:
+                example.input_ids = example.input_ids[: self.max_length].copy()
+                example.loss_mask = example.loss_mask[: self.max_length].copy()
+                self._counts["truncated"] += 1
+            # The first token of a sample has nothing before it to be predicted from.
+            if example.loss_mask[1:].any():
+                kept.append(example)
+        if not kept:
             raise DroppedSample("no supervised token")
-        ids, mask = encode_with_mask(self._tokenizer, text, spans)
-        if len(ids) > self.max_length:
-            ids, mask = ids[: self.max_length].copy(), mask[: self.max_length].copy()
-            self._counts["truncated"] += 1
-        # The first token of a sample has nothing before it to be predicted from.
-        if not mask[1:].any():
-            raise DroppedSample("no supervised token")
-        return [Example(input_ids=ids, loss_mask=mask)]
+        if len(kept) < len(examples):
+            self._counts["samples without loss"] += len(examples) - len(kept)
+        return kept
 
     def take_counts(self) -> Mapping[str, int]:
         counts = dict(self._counts)
@@ -85,25 +98,173 @@ class ChatTokenizer:
         state = [RENDERER_VERSION, config, self._tokenizer.fingerprint()]
         return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
-    def _trains(self, turn: Turn) -> bool:
-        """Count the turn; whether it gets loss under the config's policies."""
+    def _read_chat(self, content: RecordChat) -> list[Example]:
+        chat = read_chat(content.messages, content.tools)
+        chosen = [j for j, loss in enumerate(chat.loss) if loss]
+        assistants = [j for j, one in enumerate(chat.messages) if one["role"] == "assistant"]
+        if self._config.train_on == "last":
+            chosen = [j for j in chosen if j == assistants[-1]]
+        self._count_dropped_fields(chat, chosen)
+        messages: Sequence[Mapping[str, Any]] = self._renderer.adapt(chat.messages)
+        tools: Sequence[Mapping[str, Any]] | None = chat.tools
+        mark = ""
+        if self._typed is not None:
+            messages, tools, mark = self._typed.mark(messages, tools)
+            self._counts["records with typed special tokens"] += mark != ""
+        policy = self._config.history
+        wanted = assistants if policy == "keep" else chosen
+        full, turns = find_turns(
+            self._renderer, messages, tools, wanted, self._stops, locate=policy == "strip"
+        )
+        asked = frozenset(chosen)
+        trained = [turn for turn in turns if turn.message in asked]
+        for turn in trained:
+            self._count_turn(turn)
+        last = trained[-1] if trained else None
+        whole = last is not None and last.kind == "exact" and last.message == len(messages) - 1
+        end = full[last.end :] if last is not None and whole else ""
+        if policy == "strip":
+            return self._strip(full, trained, end, whole, mark)
+        chains = self._encode_chains(trained, end, mark)
+        if policy == "keep":
+            self._count_policies(full, chains, whole, mark)
+            segments = keep_turns(self._renderer, messages, tools, turns, self._stops, asked)
+            if end and segments:
+                segments.append((end, False))
+            ids_T, mask_T = encode_segments(self._tokenizer, segments, mark=mark)
+            return [Example(input_ids=ids_T, loss_mask=mask_T)]
+        self._count_policies(full, chains, whole, mark)
+        numbers = {j: n for n, j in enumerate(assistants)}
+        if policy == "split":
+            return [example for chain in chains for example in _split(chain, numbers)]
+        return [
+            Example(
+                input_ids=chain.ids_T,
+                loss_mask=chain.mask_T,
+                part=numbers[chain.turns[0].message],
+            )
+            for chain in chains
+        ]
+
+    def _read_text(self, content: RecordText) -> Example:
+        typed_as_text = self._config.typed_special_tokens == "text"
+        ids_T, mask_T = encode_record_text(self._tokenizer, content.pieces, typed_as_text)
+        self._count_same(len(ids_T), int(mask_T.sum()))
+        return Example(input_ids=ids_T, loss_mask=mask_T)
+
+    def _read_tokens(self, content: RecordTokens) -> Example:
+        ids_T, mask_T = content.input_ids, content.loss_mask.copy()
+        if len(ids_T) and int(ids_T.max()) >= self._tokenizer.vocab_size:
+            raise DataError(
+                f"input_ids: {int(ids_T.max())} is no id of this tokenizer, which has "
+                f"{self._tokenizer.vocab_size}; it was tokenized with another one"
+            )
+        mask_T[:1] = False
+        self._count_same(len(ids_T), int(mask_T.sum()))
+        return Example(input_ids=ids_T, loss_mask=mask_T)
+
+    def _strip(
+        self, full: str, trained: Sequence[Turn], end: str, whole: bool, mark: str
+    ) -> list[Example]:
+        """The one render, with loss on the turns that it shows."""
+        kinds = {"exact", "shown"} if self._config.shown_turns == "train" else {"exact"}
+        spans = [(turn.start, turn.end) for turn in trained if turn.kind in kinds]
+        ids_T, mask_T = encode_with_mask(self._tokenizer, full, spans, mark=mark)
+        if whole and all(turn.kind == "exact" for turn in trained):
+            chains = [_Encoded.of(ids_T, mask_T, trained)]
+        else:
+            chains = self._encode_chains(trained, end, mark)
+        self._count_policies(full, chains, whole, mark)
+        return [Example(input_ids=ids_T, loss_mask=mask_T)]
+
+    def _encode_chains(self, trained: Sequence[Turn], end: str, mark: str) -> list[_Encoded]:
+        return [
+            _Encoded.of(*encode_segments(self._tokenizer, chain.segments, mark=mark), chain.turns)
+            for chain in chain_turns(trained, end)
+        ]
+
+    def _count_turn(self, turn: Turn) -> None:
+        """Count the turn; refuse one that can't be trained if the config says so."""
         self._counts[f"turns {turn.kind}"] += 1
-        if turn.kind == "exact":
-            return True
-        if turn.kind == "shown":
-            return self._config.shown_turns == "train"
-        if self._config.rewritten_turns == "error":
-            place = f"messages[{turn.message}]"
-            raise DataError(f"{place}: {_WHY[turn.kind]}; rewritten_turns is 'error'")
-        return False
+        if self._config.rewritten_turns == "error" and turn.kind not in ("exact", "shown"):
+            if self._config.history == "strip" or not turn.generated:
+                place = f"messages[{turn.message}]"
+                raise DataError(f"{place}: {_WHY[turn.kind]}; rewritten_turns is 'error'")
+
+    def _count_policies(
+        self, full: str, chains: Sequence[_Encoded], whole: bool, mark: str
+    ) -> None:
+        """Add what each policy would train of this record, before anything is cut.
+
+        Args:
+            whole: the last chain, its end included, is the whole chat.
+        """
+        counts = self._counts
+        kinds = {"exact", "shown"} if self._config.shown_turns == "train" else {"exact"}
+        shown = generated = split = 0
+        for chain in chains:
+            split += sum(chain.ends)
+            for turn, start, end in zip(chain.turns, chain.starts, chain.ends, strict=True):
+                generated += end - start
+                shown += (end - start) if turn.kind in kinds else 0
+        if whole:
+            stripped = len(chains[-1].ids_T)
+        else:
+            stripped = len(encode_with_mask(self._tokenizer, full, (), mark=mark)[0])
+        counts["strip tokens"] += stripped
+        counts["strip supervised tokens"] += shown
+        counts["split tokens"] += split
+        counts["split supervised tokens"] += generated
+        counts["chain tokens"] += sum(len(chain.ids_T) for chain in chains)
+        counts["chain supervised tokens"] += generated
+        counts["keep supervised tokens"] += generated
+
+    def _count_same(self, tokens: int, supervised: int) -> None:
+        """A record without turns is the same under every policy."""
+        for policy in ("strip", "split", "chain"):
+            self._counts[f"{policy} tokens"] += tokens
+        for policy in ("strip", "split", "chain", "keep"):
+            self._counts[f"{policy} supervised tokens"] += supervised
 
     def _count_dropped_fields(self, chat: ChatRecord, chosen: Sequence[int]) -> None:
+        if not (self._drops_reasoning or self._drops_calls):
+            return
         for j in chosen:
             message = chat.messages[j]
             if self._drops_reasoning and message.get("reasoning_content"):
                 self._counts["reasoning not rendered"] += 1
             if self._drops_calls and message.get("tool_calls"):
                 self._counts["tool calls not rendered"] += 1
+
+
+class _Encoded(NamedTuple):
+    """A chain in tokens: each turn's answer is one run of the mask."""
+
+    ids_T: np.ndarray
+    mask_T: np.ndarray
+    turns: Sequence[Turn]
+    starts: list[int]
+    """First token of each turn's answer."""
+    ends: list[int]
+    """One past the last token of each turn's answer."""
+
+    @classmethod
+    def of(cls, ids_T: np.ndarray, mask_T: np.ndarray, turns: Sequence[Turn]) -> _Encoded:
+        padded = np.zeros(len(mask_T) + 2, dtype=np.int8)
+        padded[1:-1] = mask_T
+        edges = np.flatnonzero(padded[1:] != padded[:-1]).tolist()
+        return cls(ids_T, mask_T, turns, edges[::2], edges[1::2])
+
+
+def _split(chain: _Encoded, numbers: Mapping[int, int]) -> list[Example]:
+    """One example for each turn: the chain up to its end, with loss on it alone."""
+    examples = []
+    for turn, start, end in zip(chain.turns, chain.starts, chain.ends, strict=True):
+        mask_T = np.zeros(end, dtype=bool)
+        mask_T[start:] = True
+        part = numbers[turn.message]
+        examples.append(Example(input_ids=chain.ids_T[:end], loss_mask=mask_T, part=part))
+    return examples
 
 
 _WHY = {

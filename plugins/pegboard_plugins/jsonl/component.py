@@ -1,4 +1,4 @@
-"""The JSON-lines datasets as a config names them; files are opened by `build` only."""
+"""The file datasets as a config names them; files are opened by `build` only."""
 
 from __future__ import annotations
 
@@ -9,29 +9,41 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from pegboard import ComponentConfig, DatasetComponent, Problem
+from pegboard_plugins.records.file_kinds import (
+    RECORD_FILES,
+    default_unpack_dir,
+    missing_package,
+)
 
 if TYPE_CHECKING:
     from pegboard.contracts import Dataset
     from pegboard.run_config import RunConfig
 
-__all__ = ["JsonlDataset", "VLMJsonlDataset", "find_jsonl_files"]
+__all__ = ["JsonlDataset", "VLMJsonlDataset", "find_record_files"]
 
 
 class JsonlDataset(DatasetComponent):
-    """Records from a .jsonl file, or from every .jsonl file under a folder."""
+    """Records from a .jsonl, .jsonl.gz, .jsonl.zst or .parquet file, or all of these in a folder."""
 
     known_as: ClassVar[tuple[str, ...]] = ("jsonl", "json_lines", "openai_jsonl")
 
     class Config(ComponentConfig):
         anno_path: str = Field(
             min_length=1,
-            description="A file of JSON lines, or a folder searched recursively for *.jsonl "
+            description="A file of JSON lines (also .gz and .zst) or of parquet rows, or a folder "
+            "searched recursively for *.jsonl, *.jsonl.gz, *.jsonl.zst and *.parquet "
             "(sorted by path; hidden files and folders are left out).",
         )
         max_records: int | None = Field(
             default=None,
             ge=1,
             description="Use only the first this many records; for trying things out.",
+        )
+        unpack_dir: str | None = Field(
+            default=None,
+            min_length=1,
+            description="Folder where .gz and .zst files are unpacked, once; null: "
+            "pegboard/unpacked in the user's cache folder.",
         )
 
     config: Config
@@ -41,22 +53,29 @@ class JsonlDataset(DatasetComponent):
         anno_path = self.config.anno_path
         if not os.path.exists(anno_path):
             yield Problem((*path, "anno_path"), f"no file or folder at {anno_path!r}")
-        elif not find_jsonl_files(anno_path):
-            yield Problem((*path, "anno_path"), f"no *.jsonl file under the folder {anno_path!r}")
+            return
+        files = find_record_files(anno_path)
+        if not files:
+            endings = ", ".join(f"*{ending}" for ending in RECORD_FILES)
+            yield Problem((*path, "anno_path"), f"no file {endings} under the folder {anno_path!r}")
+        for problem in dict.fromkeys(map(missing_package, files)):
+            if problem is not None:
+                yield Problem((*path, "anno_path"), f"{anno_path!r}: {problem}")
 
     def build(self, name: str) -> Dataset:
         from .reading import JsonlRecords
 
         return JsonlRecords(
             name,
-            find_jsonl_files(self.config.anno_path),
+            find_record_files(self.config.anno_path),
             anno_path=self.config.anno_path,
             max_records=self.config.max_records,
+            unpack_dir=self.config.unpack_dir or default_unpack_dir(),
         )
 
 
 class VLMJsonlDataset(JsonlDataset):
-    """Records that may name images, from a .jsonl file or every .jsonl file under a folder."""
+    """Records that may name images, from the same files as JsonlDataset."""
 
     known_as: ClassVar[tuple[str, ...]] = ("vlm_jsonl", "mllm_jsonl", "multimodal_jsonl")
 
@@ -78,14 +97,15 @@ class VLMJsonlDataset(JsonlDataset):
 
         return JsonlRecords(
             name,
-            find_jsonl_files(self.config.anno_path),
+            find_record_files(self.config.anno_path),
             anno_path=self.config.anno_path,
             max_records=self.config.max_records,
             media_root=self.config.media_root,
+            unpack_dir=self.config.unpack_dir or default_unpack_dir(),
         )
 
 
-def find_jsonl_files(anno_path: str) -> tuple[str, ...]:
+def find_record_files(anno_path: str) -> tuple[str, ...]:
     """The files that `anno_path` means, sorted by path; empty if there are none."""
     if not os.path.isdir(anno_path):
         return (anno_path,) if os.path.exists(anno_path) else ()
@@ -101,6 +121,6 @@ def find_jsonl_files(anno_path: str) -> tuple[str, ...]:
         found += [
             os.path.join(folder, name)
             for name in files
-            if name.endswith(".jsonl") and not name.startswith(".")
+            if name.endswith(RECORD_FILES) and not name.startswith(".")
         ]
     return tuple(sorted(found))

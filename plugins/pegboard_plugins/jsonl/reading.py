@@ -1,7 +1,7 @@
-"""Records of several JSON-lines files as one sequence.
+"""Records of several files as one sequence: JSON lines, compressed or not, and parquet.
 
-Each file is a `LineIndex`; record numbers run through the files in order. A few files stay open at
-a time, so a folder of thousands of shards does not run out of file descriptors.
+Record numbers run through the files in order. A few files stay open at a time, so a folder of
+thousands of shards does not run out of file descriptors.
 """
 
 from __future__ import annotations
@@ -11,16 +11,28 @@ import json
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from pegboard import DataError, SampleKey
+from pegboard_plugins.records.compressed_lines import CompressedLines
 from pegboard_plugins.records.line_index import LineIndex
+from pegboard_plugins.records.parquet_rows import ParquetRows
 
 __all__ = ["JsonlRecords"]
 
 _MAX_OPEN_FILES = 32
+
+
+class _RecordFile(Protocol):
+    path: str
+
+    def __len__(self) -> int: ...
+
+    def read_record(self, index: int) -> dict[str, Any]: ...
+
+    def close(self) -> None: ...
 
 
 class JsonlRecords:
@@ -33,6 +45,7 @@ class JsonlRecords:
         max_records: keep only this many from the start.
         media_root: folder of relative media paths, for whoever reads the media; None means the
             current folder.
+        unpack_dir: folder of unpacked compressed files.
 
     Raises:
         DataError: no file, or one that is empty or can't be read.
@@ -46,12 +59,13 @@ class JsonlRecords:
         anno_path: str = "",
         max_records: int | None = None,
         media_root: str | None = None,
+        unpack_dir: str = "",
     ) -> None:
         if not files:
-            raise DataError(f"{anno_path}: dataset {name!r} found no *.jsonl file there")
+            raise DataError(f"{anno_path}: dataset {name!r} found no file of records there")
         self.name = name
         self.media_root = media_root
-        self._indices = tuple(LineIndex(path) for path in files)
+        self._indices = tuple(_open_records(path, unpack_dir) for path in files)
         self._ends = np.cumsum([len(index) for index in self._indices])
         self._num_records = min(int(self._ends[-1]), max_records or int(self._ends[-1]))
         self._open: OrderedDict[int, None] = OrderedDict()
@@ -85,3 +99,11 @@ class JsonlRecords:
             raise IndexError(index)
         file = int(np.searchsorted(self._ends, index, side="right"))
         return file, index - (int(self._ends[file - 1]) if file else 0)
+
+
+def _open_records(path: str, unpack_dir: str) -> _RecordFile:
+    if path.endswith(".parquet"):
+        return ParquetRows(path)
+    if path.endswith((".gz", ".zst")):
+        return CompressedLines(path, unpack_dir)
+    return LineIndex(path)

@@ -1,1 +1,1 @@
-"""Library for dataset authors: lines of a file by number, errors with file and line. No hooks."""
+"""Library for dataset and tokenize-fn authors: files of records, and forms of records. No hooks."""

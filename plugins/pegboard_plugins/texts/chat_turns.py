@@ -6,7 +6,8 @@ tags, so the same definition holds for any of them.
 
     exact      the whole chat begins with P + G
     shown      G is intact in the whole chat, but the text before it is not the prompt of inference
-    rewritten  G is not in the whole chat (history whose reasoning the template strips)
+    rewritten  G is not in the whole chat (history whose reasoning the template strips), or the
+               answer itself changes how the text before it is rendered
     noprefix   E does not begin with any prompt: no chat of this template has such a turn
     noend      the template writes no stop token after the turn
 """
@@ -37,6 +38,10 @@ class Turn(NamedTuple):
     """First generated character in the rendered chat; 0 unless exact or shown."""
     end: int
     """One past the stop token; 0 unless exact or shown."""
+    prompt: str = ""
+    """What the model is given at inference; empty where there is no such prompt."""
+    generated: str = ""
+    """What it then writes, stop token included; empty where there is no prompt."""
 
 
 def find_turns(
@@ -45,11 +50,15 @@ def find_turns(
     tools: Sequence[Mapping[str, Any]] | None,
     chosen: Sequence[int],
     stops: Sequence[str],
+    *,
+    locate: bool = True,
 ) -> tuple[str, list[Turn]]:
     """Render the chat and locate the assistant messages `chosen` by index.
 
     Args:
         stops: the spellings of the tokens that end a turn.
+        locate: find the place of a shown turn, which takes another render; without it `start` and
+            `end` of a shown turn are 0, and a turn that is quoted word for word counts as shown.
 
     Returns:
         The rendered chat, equal to the template's own text, and one Turn for each of `chosen`.
@@ -58,7 +67,7 @@ def find_turns(
         DataError: the template refuses the messages.
     """
     full = renderer.full(messages, tools)
-    return full, [_find_turn(renderer, messages, tools, j, stops, full) for j in chosen]
+    return full, [_find_turn(renderer, messages, tools, j, stops, full, locate) for j in chosen]
 
 
 def _find_turn(
@@ -68,26 +77,61 @@ def _find_turn(
     j: int,
     stops: Sequence[str],
     full: str,
+    locate: bool,
 ) -> Turn:
     if j == 0:  # nobody asked: there is no prompt to generate from
         return Turn(j, "noprefix", 0, 0)
     try:
         ended = full if j == len(messages) - 1 else renderer.full(messages[: j + 1], tools)
-        prompts = [p for p in renderer.prompts(messages[:j], tools) if ended.startswith(p)]
+        prompts = renderer.prompts(messages[:j], tools)
     except DataError:  # the whole chat renders, this beginning does not (no user yet)
         return Turn(j, "noprefix", 0, 0)
-    if not prompts:
-        return Turn(j, "noprefix", 0, 0)
-    prompt = max(prompts, key=len)
+    fitting = [prompt for prompt in prompts if ended.startswith(prompt)]
+    if not fitting:
+        return _find_after_header(renderer, messages, tools, j, stops, ended, prompts[0])
+    prompt = max(fitting, key=len)
     generated = _generated(ended, len(prompt), stops, full)
     if generated is None:
         return Turn(j, "noend", 0, 0)
     if full.startswith(generated, len(prompt)) and full.startswith(prompt):
-        return Turn(j, "exact", len(prompt), len(prompt) + len(generated))
+        return Turn(j, "exact", len(prompt), len(prompt) + len(generated), prompt, generated)
+    if generated not in full:
+        return Turn(j, "rewritten", 0, 0, prompt, generated)
+    if not locate:
+        return Turn(j, "shown", 0, 0, prompt, generated)
     start = _locate(renderer, messages, tools, j, generated, full)
     if start is None:
-        return Turn(j, "rewritten", 0, 0)
-    return Turn(j, "shown", start, start + len(generated))
+        return Turn(j, "rewritten", 0, 0, prompt, generated)
+    return Turn(j, "shown", start, start + len(generated), prompt, generated)
+
+
+def _find_after_header(
+    renderer: ChatRenderer,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None,
+    j: int,
+    stops: Sequence[str],
+    ended: str,
+    prompt: str,
+) -> Turn:
+    """The turn whose answer changes the text before it (gpt-oss drops the reasoning of a tool call
+    once the final answer is there): it still follows the header that its prompt ends with."""
+    try:
+        before = renderer.full(messages[:j], tools)
+        marked = renderer.full([*messages[:j], {"role": "assistant", "content": _MARK}], tools)
+    except DataError:
+        return Turn(j, "noprefix", 0, 0)
+    header = prompt[len(before) :]
+    place = marked.find(_MARK)
+    if not header or not prompt.startswith(before) or place < 0:
+        return Turn(j, "noprefix", 0, 0)
+    start = marked.rfind(header, 0, place) + len(header)
+    if start < len(header) or not ended.startswith(marked[:start]):
+        return Turn(j, "noprefix", 0, 0)
+    generated = _generated(ended, start, stops, ended)
+    if generated is None:
+        return Turn(j, "noend", 0, 0)
+    return Turn(j, "rewritten", 0, 0, prompt, generated)
 
 
 def _generated(ended: str, start: int, stops: Sequence[str], full: str) -> str | None:
@@ -116,8 +160,6 @@ def _locate(
     The place is where a mark shows when it stands for the turn's content: a plain search would take
     an equal turn elsewhere for this one.
     """
-    if generated not in full:
-        return None
     marked = [*messages[:j], {**messages[j], "content": _MARK}, *messages[j + 1 :]]
     try:
         text = renderer.full(marked, tools)

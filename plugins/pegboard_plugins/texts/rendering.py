@@ -1,14 +1,16 @@
-"""Render chats through a tokenizer's template, and know its prompt variants.
+"""Render chats through a tokenizer's template, and know its ways.
 
 A template may write several prompts for one history: Qwen3 with `enable_thinking=False` appends
 an empty think block. Where a variant is always the default prompt plus a constant, which probes
-show once, it costs no second render.
+show once, it costs no second render. Probes also tell whether it takes a call's arguments as an
+object or as JSON text, and whether it knows the role `developer`.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pegboard.errors import ConfigError, DataError
 
@@ -35,6 +37,9 @@ _PROBES: tuple[tuple[dict[str, Any], ...], ...] = (
         {"role": "tool", "name": "f", "content": "d"},
     ),
 )
+
+
+_WORD = "pegboardprobe"
 
 
 def template_variables(template: str) -> frozenset[str]:
@@ -78,6 +83,31 @@ class ChatRenderer:
         variables = template_variables(tokenizer.chat_template)
         if "enable_thinking" in variables and "enable_thinking" not in self._kwargs:
             self._learn_variants(({"enable_thinking": False}, {"enable_thinking": True}))
+        self._arguments = self._learn_arguments()
+        self._knows_developer = self._renders_role("developer") or not self._renders_role("system")
+
+    def adapt(self, messages: Messages) -> list[dict[str, Any]]:
+        """The messages as this template reads them, new where they change.
+
+        A call's arguments become the object or the JSON text that the template takes (as they are,
+        where it takes both); `developer` becomes `system` where the template leaves it out.
+
+        Raises:
+            DataError: arguments that should be an object are no JSON text of one.
+        """
+        adapted = []
+        for i, message in enumerate(messages):
+            changed = dict(message)
+            if message["role"] == "developer" and not self._knows_developer:
+                changed["role"] = "system"
+            if self._arguments is not None and message.get("tool_calls"):
+                calls = message["tool_calls"]
+                changed["tool_calls"] = [
+                    _with_arguments(call, self._arguments, f"messages[{i}].tool_calls[{k}]")
+                    for k, call in enumerate(calls)
+                ]
+            adapted.append(changed)
+        return adapted
 
     def full(self, messages: Messages, tools: Tools) -> str:
         """The whole chat, as trained on.
@@ -120,6 +150,31 @@ class ChatRenderer:
                 suffixes.append(suffix)
         self._suffixes, self._variants = tuple(suffixes), tuple(rendered)
 
+    def _learn_arguments(self) -> Literal["object", "text"] | None:
+        """The one form of a call's arguments that the template renders; None if it takes both."""
+        rendered = []
+        for arguments in ({"k": _WORD}, json.dumps({"k": _WORD})):
+            call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+            message = {"role": "assistant", "content": "", "tool_calls": [call]}
+            try:
+                text = self.full(({"role": "user", "content": "a"}, message), None)
+            except DataError:
+                text = ""
+            rendered.append(text)
+        takes_object = _WORD in rendered[0]
+        takes_text = _WORD in rendered[1] and '\\"k\\"' not in rendered[1]
+        if takes_object == takes_text:
+            return None
+        return "object" if takes_object else "text"
+
+    def _renders_role(self, role: str) -> bool:
+        try:
+            return _WORD in self.full(
+                ({"role": role, "content": _WORD}, {"role": "user", "content": "a"}), None
+            )
+        except DataError:
+            return False
+
     def _render(
         self, messages: Messages, tools: Tools, prompt: bool, variant: Mapping[str, Any]
     ) -> str:
@@ -136,3 +191,23 @@ class ChatRenderer:
         except refusals as error:
             line = " ".join(str(error).split()) or type(error).__name__
             raise DataError(f"messages: the chat template refuses them: {line}") from error
+
+
+def _with_arguments(
+    call: Mapping[str, Any], form: Literal["object", "text"], where: str
+) -> dict[str, Any]:
+    function = call.get("function", call)
+    arguments = function.get("arguments")
+    if arguments is None:
+        return dict(call)
+    if form == "object" and isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments or "{}")
+        except ValueError as error:
+            raise DataError(f"{where}: arguments that are not JSON: {error}") from None
+        if not isinstance(arguments, dict):
+            raise DataError(f"{where}: arguments that are no JSON object")
+    elif form == "text" and isinstance(arguments, Mapping):
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    changed = {**function, "arguments": arguments}
+    return {**call, "function": changed} if "function" in call else changed

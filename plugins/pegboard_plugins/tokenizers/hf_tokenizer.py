@@ -1,7 +1,7 @@
 """A transformers tokenizer behind Pegboard's Tokenizer contract.
 
-Encoding goes to the Rust tokenizer directly where there is one; rendering goes to transformers,
-so that text and ids equal its `apply_chat_template` by construction.
+Encoding goes to the Rust tokenizer where there is one, rendering to the template as transformers
+compiles it, so that text and ids equal its `apply_chat_template`.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pegboard.errors import ConfigError
+from pegboard_plugins.texts.pieces import PieceEncoder
+from pegboard_plugins.tokenizers.compiled_template import CompiledTemplate
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as RustTokenizer
@@ -71,6 +73,7 @@ class TransformersTokenizer:
 
     def __init__(self, tokenizer: Any, generation_eos: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
+        self._compiled: CompiledTemplate | None = None
         vocabulary = tokenizer.get_vocab()
         self.vocab_size: int = 1 + max(vocabulary.values())
         self._added: dict[str, int] = dict(tokenizer.get_added_vocab())
@@ -78,6 +81,12 @@ class TransformersTokenizer:
         ids += [int(i) for i in generation_eos]
         ids += self._template_end()
         self.eos_token_ids: tuple[int, ...] = tuple(dict.fromkeys(ids))
+        self.added_tokens: dict[str, bool] = {
+            token.content: bool(token.special)
+            for token in tokenizer.added_tokens_decoder.values()
+            if token.content
+        }
+        """Spelling -> whether it is special, of each token that is no ordinary text."""
         pad = tokenizer.pad_token_id
         self.pad_token_id: int = int(pad) if pad is not None else (ids[0] if ids else 0)
 
@@ -116,15 +125,20 @@ class TransformersTokenizer:
         add_generation_prompt: bool = False,
         template_kwargs: Mapping[str, Any] | None = None,
     ) -> str:
-        return str(
-            self._tokenizer.apply_chat_template(
-                list(messages),
-                tools=None if tools is None else list(tools),
-                add_generation_prompt=add_generation_prompt,
-                tokenize=False,
-                **(template_kwargs or {}),
+        source = self._tokenizer.chat_template
+        if not isinstance(source, str):  # several, of which transformers picks one
+            return str(
+                self._tokenizer.apply_chat_template(
+                    list(messages),
+                    tools=None if tools is None else list(tools),
+                    add_generation_prompt=add_generation_prompt,
+                    tokenize=False,
+                    **(template_kwargs or {}),
+                )
             )
-        )
+        if self._compiled is None or self._compiled.source != source:
+            self._compiled = CompiledTemplate(source, self._tokenizer.special_tokens_map)
+        return self._compiled.render(messages, tools, add_generation_prompt, template_kwargs or {})
 
     def save(self, folder: str) -> None:
         self._tokenizer.save_pretrained(folder)
@@ -138,6 +152,9 @@ class TransformersTokenizer:
             "eos": self.eos_token_ids,
         }
         return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_compiled": None}
 
     def _content(self) -> Any:
         return [sorted(self._tokenizer.get_vocab().items()), repr(self._tokenizer.init_kwargs)]
@@ -176,11 +193,19 @@ class FastTransformersTokenizer(TransformersTokenizer):
         self._rust: RustTokenizer = tokenizer.backend_tokenizer
         self._rust.no_truncation()
         self._rust.no_padding()
-        self._plain: RustTokenizer | None = None
+        self._pieces: PieceEncoder | None | Literal["not looked for"] = "not looked for"
+
+    @property
+    def pieces(self) -> PieceEncoder | None:
+        """Encodes between added tokens; None where cutting there could change ids."""
+        if self._pieces == "not looked for":
+            self._pieces = PieceEncoder.of(self._rust)
+        return self._pieces
 
     def encode(self, text: str, *, special_tokens: bool = True) -> list[int]:
-        rust = self._rust if special_tokens else self._without_added_tokens()
-        return list(rust.encode(text, add_special_tokens=False).ids)
+        if special_tokens:
+            return list(self._rust.encode(text, add_special_tokens=False).ids)
+        return list(self._without_added_tokens().encode(text, add_special_tokens=False).ids)
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids, and for each the (start, end) of its characters in `text`, in order."""
@@ -190,15 +215,18 @@ class FastTransformersTokenizer(TransformersTokenizer):
     def _content(self) -> Any:
         return self._rust.to_str()
 
-    def _without_added_tokens(self) -> RustTokenizer:
-        if self._plain is None:
-            from tokenizers import Tokenizer as RustTokenizer
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_pieces": "not looked for"}
 
-            state = json.loads(self._rust.to_str())
-            state["added_tokens"] = []
-            state["post_processor"] = None
-            self._plain = RustTokenizer.from_str(json.dumps(state))
-        return self._plain
+    def _without_added_tokens(self) -> RustTokenizer:
+        from tokenizers import Tokenizer as RustTokenizer
+
+        plain = RustTokenizer(self._rust.model)  # the same model: shared, not copied
+        if self._rust.normalizer is not None:
+            plain.normalizer = self._rust.normalizer
+        if self._rust.pre_tokenizer is not None:
+            plain.pre_tokenizer = self._rust.pre_tokenizer
+        return plain
 
 
 def _generation_eos(source: str) -> list[int]:

@@ -74,29 +74,31 @@ def test_tool_calls_are_trained_as_rendered_and_tool_results_are_not(byte: Any) 
         {"role": "tool", "content": "9"},
         answer("c"),
     ]
-    text = trained(byte, {"messages": chat, "tools": [CALL]})
+    record = {"messages": chat, "tools": [CALL]}
     # A step before the last has no think block of its own, so its empty one was not in its prompt.
-    assert text == "c<|im_end|>"
-    shown = trained(byte, {"messages": chat, "tools": [CALL]}, shown_turns="train")
+    assert trained(byte, record, history="strip") == "c<|im_end|>"
+    shown = trained(byte, record, history="strip", shown_turns="train")
     call = '<tool_call>\n{"name": "f", "arguments": {"x":  1}}\n</tool_call>'
     assert shown == f"{call}<|im_end|>c<|im_end|>"
 
 
-def test_turn_policies_and_their_counts(byte: Any) -> None:
+def test_strip_trains_what_the_render_shows_and_counts_the_rest(byte: Any) -> None:
     chat = [USER, answer("b"), USER, answer("c", reasoning_content="r"), USER, answer("d")]
-    fn = built(byte)
+    fn = built(byte, history="strip")
     fn(chat)
-    assert fn.take_counts() == {"turns shown": 1, "turns rewritten": 1, "turns exact": 1}
+    turns = {"turns shown": 1, "turns rewritten": 1, "turns exact": 1}
+    assert turns.items() <= fn.take_counts().items()
     assert fn.take_counts() == {}
-    assert trained(byte, chat) == "d<|im_end|>"
-    assert trained(byte, chat, shown_turns="train") == "b<|im_end|>d<|im_end|>"
+    assert trained(byte, chat, history="strip") == "d<|im_end|>"
+    shown = trained(byte, chat, history="strip", shown_turns="train")
+    assert shown == "b<|im_end|>d<|im_end|>"
     with pytest.raises(DataError, match=r"^messages\[3\]: the chat template changes this turn"):
-        built(byte, rewritten_turns="error")(chat)
+        built(byte, history="strip", rewritten_turns="error")(chat)
 
 
 def test_loss_false_and_train_on_last_choose_turns(byte: Any) -> None:
     chat = [USER, answer("b"), USER, answer("c")]
-    both = {"shown_turns": "train"}
+    both = {"history": "strip", "shown_turns": "train"}
     assert trained(byte, chat, **both) == "b<|im_end|>c<|im_end|>"
     assert trained(byte, chat, train_on="last", **both) == "c<|im_end|>"
     assert (
@@ -164,7 +166,7 @@ def test_real_records_have_the_tokenizers_ids_and_the_answers_as_loss(
     name: Any, which: Any, request: Any
 ) -> None:
     tokenizer = request.getfixturevalue(which)
-    fn = built(tokenizer, max_length=1_000_000, shown_turns="train")
+    fn = built(tokenizer, max_length=1_000_000, history="strip", shown_turns="train")
     for record in records(name):
         (example,) = fn(record)
         messages = record["messages"]
@@ -189,10 +191,11 @@ def spelt(message: Any) -> Any:
 
 
 def test_stock_qwen3_trains_the_last_turn_of_a_tool_chat_exactly(qwen3: Any) -> None:
-    fn = built(qwen3, max_length=1_000_000)
+    fn = built(qwen3, max_length=1_000_000, history="strip")
     for record in records("glaive_toolcall_en"):
         fn(record)
-    assert fn.take_counts() == {"turns exact": 50, "turns shown": 117}
+    counts = fn.take_counts()
+    assert counts["turns exact"] == 50 and counts["turns shown"] == 117
 
 
 def test_qwen3_reasoning_is_trained_last_and_rewritten_in_history(qwen3: Any) -> None:
@@ -202,8 +205,9 @@ def test_qwen3_reasoning_is_trained_last_and_rewritten_in_history(qwen3: Any) ->
         USER,
         answer("c", reasoning_content="s"),
     ]
-    fn = built(qwen3)
+    fn = built(qwen3, history="strip")
     (example,) = fn(chat)
     text = qwen3.decode(example.input_ids[example.loss_mask])
     assert text == "<think>\ns\n</think>\n\nc<|im_end|>"
-    assert fn.take_counts() == {"turns rewritten": 1, "turns exact": 1}
+    counts = fn.take_counts()
+    assert counts["turns rewritten"] == 1 and counts["turns exact"] == 1

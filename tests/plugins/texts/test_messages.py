@@ -57,6 +57,10 @@ ANSWER = {"role": "assistant", "content": "b"}
             {"messages": [{**USER, "tool_calls": [{"name": "f"}]}, ANSWER]},
             "messages[0].tool_calls: only",
         ),
+        ({"messages": [{**USER, "loss": True}, ANSWER]}, "messages[0].loss: true, but only"),
+        ({"messages": [USER, {**ANSWER, "weight": 2}]}, "messages[1].weight: expected 0 or 1"),
+        ({"messages": [USER, {**ANSWER, "weight": 0, "loss": True}]}, "messages[1]: loss and"),
+        ({"messages": [USER, {**ANSWER, "meta": object()}]}, "messages[1].meta: a value of type"),
         (
             {"messages": [USER, {**ANSWER, "tool_calls": [{"name": "f", "arguments": 1}]}]},
             "messages[1].tool_calls[0]: arguments",
@@ -81,6 +85,38 @@ def test_text_parts_join_and_the_loss_switch_leaves_the_message() -> None:
     assert chat.messages == [{"role": "user", "content": "ab"}, ANSWER]
     assert chat.loss == [False, False]
     assert chat.tools is None
+    assert read_chat_record([USER, {**ANSWER, "weight": 0}, {**ANSWER, "weight": 1}]).loss == [
+        False,
+        False,
+        True,
+    ]
+
+
+def test_reasoning_has_one_name_and_may_stand_without_content() -> None:
+    for key in ("reasoning_content", "thinking", "reasoning"):
+        message = {"role": "assistant", "content": None, key: "r"}
+        (_, read) = read_chat_record([USER, message]).messages
+        assert read["reasoning_content"] == "r" and "content" not in read
+
+
+def test_a_bare_function_is_wrapped_as_a_tool() -> None:
+    bare = {"name": "f", "parameters": {"type": "object"}}
+    whole = {"type": "function", "function": bare}
+    for tools in ([bare], [{"type": "function", **bare}], [whole]):
+        assert read_chat_record({"messages": [USER, ANSWER], "tools": tools}).tools == [whole]
+    assert read_chat_record({"messages": [USER, ANSWER], "tools": []}).tools is None
+
+
+def test_what_is_rendered_is_a_copy_of_plain_values() -> None:
+    class Text(str):
+        pass
+
+    arguments = {"x": [1, {"y": None}]}
+    call = {"function": {"name": Text("f"), "arguments": arguments}}
+    chat = read_chat_record([USER, {**ANSWER, "tool_calls": (call,)}])
+    copied = chat.messages[1]["tool_calls"][0]["function"]
+    assert type(copied["name"]) is str
+    assert copied["arguments"] == arguments and copied["arguments"] is not arguments
 
 
 def test_an_assistant_message_may_leave_content_out_when_it_calls_tools() -> None:
