@@ -160,7 +160,12 @@ def build_optimizer(run: RunConfig, module: nn.Module) -> torch.optim.Optimizer:
     named = trainable_parameters(module)
     if not named:
         raise ConfigError("model: every parameter is frozen, there is nothing to train")
-    groups = [ParameterGroup(named, [p.ndim <= 1 for _, p in named])]
+    by_mesh: dict[object, list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in named:
+        by_mesh.setdefault(getattr(parameter, "device_mesh", None), []).append((name, parameter))
+    groups = [
+        ParameterGroup(of_mesh, [p.ndim <= 1 for _, p in of_mesh]) for of_mesh in by_mesh.values()
+    ]
     return run.optimizer.build(groups)
 
 

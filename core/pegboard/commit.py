@@ -11,6 +11,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +61,11 @@ def all_ranks(what: str, action: Callable[[], None]) -> None:
         raise CheckpointError(f"{what}: rank {rank}{others}: {text}") from failure
 
 
-def commit_folder(folder: Path, write: Callable[[Path], None]) -> None:
+def commit_folder(folder: Path, *writes: Callable[[Path], None]) -> None:
     """Call `write(temporary folder)` on every rank, then put the result at `folder`. Collective.
 
-    A folder that already stands there is replaced. Files are brought to the disk before
-    the rename.
+    Each of `writes` begins once the one before is done on every rank. A folder that already
+    stands there is replaced. Files are brought to the disk before the rename.
 
     Raises:
         CheckpointError: on all ranks if any rank failed; `folder` is then as it was before.
@@ -88,7 +89,8 @@ def commit_folder(folder: Path, write: Callable[[Path], None]) -> None:
     what = f"{folder}: could not be written; what stood there before is untouched"
     try:
         all_ranks(what, begin)
-        all_ranks(what, lambda: write(temporary))
+        for write in writes:
+            all_ranks(what, partial(write, temporary))
         all_ranks(what, finish)
     except BaseException:
         if rank == 0:

@@ -127,6 +127,10 @@ class ModelComponent(Component):
         """Build on the current device (the core enters meta); reads no file, draws no random number."""
         raise NotImplementedError
 
+    def num_experts(self) -> int:
+        """Experts of a sparse layer, which `parallel.expert_parallel_size` must divide; 0 without any."""
+        return 0
+
     @classmethod
     def config_from_hf(cls, hf_config: Mapping[str, Any]) -> dict[str, Any]:
         """The JSON fields of an equal component; ConfigError names a key it can't honour.

@@ -18,8 +18,9 @@ from pegboard.errors import ConfigError
 
 if TYPE_CHECKING:
     from pegboard.registry import Registry
+    from pegboard.run_config import RunConfig
 
-__all__ = ["check_rules", "dataset_lists", "fill_in"]
+__all__ = ["check_parallel", "check_rules", "dataset_lists", "fill_in"]
 
 DEFAULT_COLLATOR = "SFTLLMCollator"
 DEFAULT_PACK_MAX_LENGTH = 4096
@@ -48,6 +49,18 @@ def check_rules(data: Mapping[str, Any], registry: Registry) -> Iterator[Problem
     yield from _check_max_lengths(data, registry)
     for path, entries in dataset_lists(data):
         yield from _check_names(path, entries)
+
+
+def check_parallel(run: RunConfig) -> Iterator[Problem]:
+    """Problems between `parallel` and the model; how many ranks there are isn't known yet."""
+    size, num_experts = run.parallel.expert_parallel_size, run.model.num_experts()
+    path = ("parallel", "expert_parallel_size")
+    if size > 1 and num_experts == 0:
+        yield Problem(path, f"{size}, but {type(run.model).__name__} has no experts; set it to 1")
+    elif num_experts % size:
+        yield Problem(
+            path, f"{size} does not divide the {num_experts} experts of {type(run.model).__name__}"
+        )
 
 
 def dataset_lists(

@@ -36,6 +36,7 @@ from pegboard.component_field import DATASET_OPTIONS, ComponentOf, rewrite_error
 from pegboard.config_rules import (
     DEFAULT_COLLATOR,
     DEFAULT_PACK_MAX_LENGTH,
+    check_parallel,
     check_rules,
     dataset_lists,
     fill_in,
@@ -152,6 +153,12 @@ class Parallel(ComponentConfig):
         ge=1,
         description="Groups of ranks that each hold the whole model, sharded inside.",
     )
+    expert_parallel_size: int = Field(
+        default=1,
+        ge=1,
+        description="Ranks that share the experts of a mixture: each keeps 1/size of them, and "
+        "tokens travel. Divides the number of experts and the ranks of a replica.",
+    )
     gradient_reduction: Literal["auto", "per_step", "per_micro_batch"] = Field(
         default="auto",
         description="Sum gradients once per step or per micro-batch; auto goes by memory.",
@@ -264,6 +271,7 @@ def validate_run_config(source: ConfigSource, registry: Registry) -> LoadedConfi
     report.add(check_rules(data, registry))
     checked = run if run is not None else _repaired(data, failed, registry)
     if checked is not None:
+        report.add(check_parallel(checked))
         for component, path in _components(checked):
             if not any(one[: len(path)] == path for one in failed):
                 report.add(component.check(checked, path))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import signal
 import time
 from collections.abc import Sequence
@@ -34,6 +35,7 @@ from pegboard.errors import CheckpointError, TrainingError
 from pegboard.evaluation import Evaluator
 from pegboard.parallel import (
     Ranks,
+    check_sizes,
     clip_gradients,
     gradient_norm,
     join_ranks,
@@ -84,6 +86,11 @@ def train(
     use_all_cores()
     check_work_dir(run.work_dir)
     device = local_device()
+    parallel = run.parallel
+    # Again when the ranks join; here before hours of tokenizing.
+    ours = not dist.is_initialized()
+    world_size = int(os.environ.get("WORLD_SIZE", "1")) if ours else dist.get_world_size()
+    check_sizes(world_size, parallel.replicate_size, parallel.expert_parallel_size)
     weights = find_weights_folder(run.load_from)
     tokenizer = run.tokenizer.build(trust_remote_code=trust_remote_code)
     sources, eval_sources = (
@@ -97,8 +104,7 @@ def train(
         for entries in (run.datasets, run.eval.datasets if run.eval else ())
     )
 
-    ours = not dist.is_initialized()
-    ranks = join_ranks(device, run.parallel.replicate_size)
+    ranks = join_ranks(device, parallel.replicate_size, parallel.expert_parallel_size)
     torch.manual_seed(run.seed + ranks.rank)  # dropout and the like must differ by rank
     run_dir = choose_run_dir(run.work_dir, run.run_name, resume=resume)
     start_logging(run_dir, ranks.rank)

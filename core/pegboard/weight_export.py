@@ -1,22 +1,72 @@
 """Our parameters as published tensors, one weight-map entry at a time.
 
-The weight map read towards the disk: gather one of our tensors, cut it into its pieces, hand each
-published tensor out as soon as it is whole. Never more than one gathered entry is alive, plus what
-is still incomplete.
+The weight map read towards the disk, in two ways. `write_parts`: what this rank holds of each published
+tensor, without communication, so that ranks write side by side; only an entry that computes is gathered.
+`iter_published`: whole tensors, gathered one entry at a time, for whoever needs them whole.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+from pegboard.commit import rank_and_world
+from pegboard.initialization import local_box, local_part
+from pegboard.weight_map import overlap
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pegboard.weight_map import Box, WeightMap
+    from pegboard.weight_map import Box, Entry, WeightMap
 
-__all__ = ["iter_published"]
+__all__ = ["PublishedPart", "iter_published", "write_parts"]
+
+
+class PublishedPart(NamedTuple):
+    """A box of a published tensor."""
+
+    name: str
+    where: tuple[slice, ...]
+    """One slice for each dim of the published tensor."""
+    values: Tensor
+    """Of that box's shape; a view of the parameter's storage."""
+
+
+def write_parts(
+    named_params: Mapping[str, Tensor],
+    weight_map: WeightMap,
+    gather: Callable[[Tensor], Tensor],
+    write: Callable[[PublishedPart], None],
+) -> None:
+    """Call `write` for this rank's share of an export; over all ranks every element comes exactly once.
+
+    Entries that compute nothing need no communication: of copies, the first rank's is written. The
+    others (a merged adapter) are gathered on every rank and computed on one, in turns; collective.
+    """
+    rank, world_size = rank_and_world()
+    shapes = weight_map.published_shapes()
+    failure: Exception | None = None
+    merging = [entry for entry in weight_map.entries if entry.merge is not None]
+    for index, entry in enumerate(merging):
+        wholes = [gather(named_params[name]).detach() for name in (entry.ours, *entry.also)]
+        if index % world_size != rank or failure is not None:
+            continue
+        assert entry.merge is not None
+        try:
+            whole = entry.merge(*wholes)
+            for part in _parts_of(entry, whole, tuple((0, n) for n in whole.shape), shapes):
+                write(part)
+        # The others are in the next gather already: take part to the end, then say it.
+        except (OSError, RuntimeError, ValueError, MemoryError) as error:
+            failure = error
+    if failure is not None:
+        raise failure
+    for entry in weight_map.entries:
+        parameter = named_params[entry.ours]
+        if entry.merge is None and _holds_first_copy(parameter):
+            for part in _parts_of(entry, local_part(parameter), local_box(parameter), shapes):
+                write(part)
 
 
 def iter_published(
@@ -64,6 +114,29 @@ def iter_published(
                 yield piece.published, partial.pop(piece.published)
     if partial:
         raise ValueError(f"weight map leaves {sorted(partial)} incomplete: pieces miss some of it")
+
+
+def _parts_of(
+    entry: Entry, held: Tensor, box: Box, shapes: Mapping[str, tuple[int, ...]]
+) -> Iterator[PublishedPart]:
+    for piece in entry.pieces:
+        common = overlap(piece, entry.shape, box, shapes[piece.published])
+        if common is not None:
+            values = held[common.ours]
+            values = values.squeeze(0) if piece.squeeze else values
+            yield PublishedPart(piece.published, common.theirs, values)
+
+
+def _holds_first_copy(tensor: Tensor) -> bool:
+    """Whether no rank before this one holds the same part of the tensor."""
+    if not hasattr(tensor, "device_mesh"):
+        return rank_and_world()[0] == 0
+    coordinates = tensor.device_mesh.get_coordinate()
+    return coordinates is not None and all(
+        coordinate == 0
+        for coordinate, placement in zip(coordinates, tensor.placements, strict=True)  # type: ignore[attr-defined]
+        if placement.is_replicate()
+    )
 
 
 def _slices(box: Box) -> tuple[slice, ...]:

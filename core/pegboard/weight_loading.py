@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pegboard.errors import WeightsError
 from pegboard.initialization import local_box, local_part, plain_name
+from pegboard.weight_map import overlap
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from pegboard.weight_map import Box, Piece, WeightMap
+    from pegboard.weight_map import WeightMap
 
 __all__ = ["LoadReport", "load_published_weights"]
 
@@ -85,12 +86,12 @@ def load_published_weights(
             target, held = local_part(parameter), local_box(parameter)
             for piece in entry.pieces:
                 source = disk[piece.published]
-                if source.file not in open_files:
-                    open_files[source.file] = stack.enter_context(_open(source.file))
-                region = _overlap(piece, entry.shape, held, source.shape)
+                region = overlap(piece, entry.shape, held, source.shape)
                 if region is None:
                     continue
                 into, out_of = region
+                if source.file not in open_files:
+                    open_files[source.file] = stack.enter_context(_open(source.file))
                 if source.shape:
                     values = open_files[source.file].get_slice(piece.published)[out_of]
                 else:
@@ -201,30 +202,6 @@ def _check(
     if fields := _differing_fields(folder, hf_config):
         problems.append(f"fields that differ from {folder / 'config.json'}: {_some(fields)}")
     raise WeightsError(f"{folder}: weights do not fit the model\n  " + "\n  ".join(problems))
-
-
-def _overlap(
-    piece: Piece, shape: Sequence[int], held: Box, source_shape: Sequence[int]
-) -> tuple[tuple[slice, ...], tuple[slice, ...]] | None:
-    """(slices of our local tensor, of the published one) that this rank copies; or None."""
-    ours = (*piece.ours, *((0, size) for size in shape[len(piece.ours) :]))
-    skipped = 1 if piece.squeeze else 0
-    into, out_of = [], []
-    for dim, ((start, stop), (held_start, held_stop)) in enumerate(zip(ours, held, strict=True)):
-        their_dim = dim - skipped
-        their_start = 0
-        if 0 <= their_dim < len(piece.theirs):
-            their_start = piece.theirs[their_dim][0]
-        if their_dim >= 0:
-            # Fewer rows on disk: a smaller vocabulary.
-            stop = min(stop, start + source_shape[their_dim] - their_start)
-        low, high = max(start, held_start), min(stop, held_stop)
-        if low >= high:
-            return None
-        into.append(slice(low - held_start, high - held_start))
-        if their_dim >= 0:
-            out_of.append(slice(low - start + their_start, high - start + their_start))
-    return tuple(into), tuple(out_of)
 
 
 def _vocabulary_parameters(module: nn.Module) -> frozenset[str]:

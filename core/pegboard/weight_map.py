@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Box", "Entry", "Piece", "WeightMap", "fused", "renamed"]
+__all__ = ["Box", "Entry", "Overlap", "Piece", "WeightMap", "fused", "overlap", "renamed"]
 
 Box = tuple[tuple[int, int], ...]
 """(start, stop) for each leading dim that is cut; dims left out are whole."""
@@ -30,6 +30,15 @@ class Piece(NamedTuple):
     """The part of the published tensor that is meant; () is all of it."""
     squeeze: bool = False
     """Ours has one more leading dim, of extent 1 in `ours` (an expert of a stack)."""
+
+
+class Overlap(NamedTuple):
+    """The same elements, in a rank's part of our tensor and in a published one."""
+
+    ours: tuple[slice, ...]
+    """From the start of the rank's part; one slice for each dim of ours."""
+    theirs: tuple[slice, ...]
+    """One slice for each dim of the published tensor."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +125,33 @@ class WeightMap:
         """Parameters that no entry covers: a fault of the model."""
         covered = {entry.ours for entry in self.entries} | set(self.unpublished)
         return sorted(set(parameter_names) - covered)
+
+
+def overlap(
+    piece: Piece, shape: Sequence[int], held: Box, published_shape: Sequence[int]
+) -> Overlap | None:
+    """What a rank that holds `held` of our tensor has of a piece; None if nothing.
+
+    Args:
+        shape: of our whole tensor.
+        held: (start, stop) for every dim of ours.
+        published_shape: may have fewer rows than the piece means (a smaller vocabulary on disk).
+    """
+    ours = (*piece.ours, *((0, size) for size in shape[len(piece.ours) :]))
+    skipped = 1 if piece.squeeze else 0
+    into, out_of = [], []
+    for dim, ((start, stop), (held_start, held_stop)) in enumerate(zip(ours, held, strict=True)):
+        their_dim = dim - skipped
+        their_start = piece.theirs[their_dim][0] if 0 <= their_dim < len(piece.theirs) else 0
+        if their_dim >= 0:
+            stop = min(stop, start + published_shape[their_dim] - their_start)
+        low, high = max(start, held_start), min(stop, held_stop)
+        if low >= high:
+            return None
+        into.append(slice(low - held_start, high - held_start))
+        if their_dim >= 0:
+            out_of.append(slice(low - start + their_start, high - start + their_start))
+    return Overlap(tuple(into), tuple(out_of))
 
 
 def renamed(ours: str, published: str, shape: Sequence[int]) -> Entry:

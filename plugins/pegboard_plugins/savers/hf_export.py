@@ -1,16 +1,17 @@
 """An export that transformers and vLLM open: `run_dir/export/`.
 
-Tensors are gathered one at a time, in the order of the weight map; rank 0 writes each straight to
-its place in a file and the others drop it. Which file holds which tensor is planned from shapes
-alone, so it does not depend on ranks or sharding.
+Which tensor stands in which file at which offset is planned from shapes alone, so the bytes do not
+depend on ranks or sharding. Rank 0 makes the files with their headers; then every rank writes what
+it holds straight to its place: nothing is gathered, unless an export has to compute it.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
+from contextlib import ExitStack
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,11 +20,11 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from pegboard import CheckpointError
-from pegboard.commit import commit_folder, rank_and_world, write_text
+from pegboard.commit import commit_folder, gather_from_ranks, rank_and_world, write_text
 from pegboard.savers import SaveRequest
-from pegboard.tensor_file import TensorFileWriter, TensorSpec, num_bytes
+from pegboard.tensor_file import TensorFile, TensorFileLayout, TensorSpec, num_bytes
 from pegboard.train_state import named_tensors
-from pegboard.weight_export import iter_published
+from pegboard.weight_export import PublishedPart, write_parts
 
 __all__ = ["HFExporter", "ShardPlan", "plan_shards"]
 
@@ -101,13 +102,33 @@ class HFExporter:
         specs = _published_specs(request, tensors, getattr(torch, dtype_name))
         plan = plan_shards(specs, self._max_shard_bytes)
 
-        def write(temporary: Path) -> None:
-            published = iter_published(tensors, request.model.weight_map, _gather)
-            _write_weights(temporary, plan, specs, published)
+        layouts = {
+            file: TensorFileLayout(specs, {"format": "pt"}) for file, specs in plan.files.items()
+        }
+        written = 0
+
+        def make(temporary: Path) -> None:
             if rank_and_world()[0] == 0:
+                for name, layout in layouts.items():
+                    with TensorFile.create(temporary / name, layout):
+                        pass
                 _write_texts(temporary, plan, dtype_name, request)
 
-        commit_folder(folder, write)
+        def fill(temporary: Path) -> None:
+            nonlocal written
+            written = _write_weights(temporary, plan, layouts, request, tensors)
+
+        def count(temporary: Path) -> None:
+            del temporary
+            found = sum(gather_from_ranks(written))
+            expected = sum(prod(spec.shape) for spec in specs.values())
+            if found != expected:
+                raise CheckpointError(
+                    f"export: {found} of {expected} elements were written; the weight map's pieces "
+                    "do not cover the published tensors once each"
+                )
+
+        commit_folder(folder, make, fill, count)
         return folder
 
 
@@ -139,55 +160,27 @@ def _published_specs(
 def _write_weights(
     folder: Path,
     plan: ShardPlan,
-    specs: Mapping[str, TensorSpec],
-    published: Iterable[tuple[str, Tensor]],
-) -> None:
-    """Take all of `published` on every rank, whatever happens to the disk of rank 0."""
-    writes = rank_and_world()[0] == 0
+    layouts: Mapping[str, TensorFileLayout],
+    request: SaveRequest,
+    tensors: Mapping[str, Tensor],
+) -> int:
+    """Write this rank's share into the files that stand there; returns the number of elements."""
     file_of = plan.file_of
-    missing = set(specs)
-    open_files: dict[str, TensorFileWriter] = {}
-    failure: Exception | None = None
-    try:
-        for name, tensor in published:
-            # Every rank checks, so that all stop at the same tensor.
-            if name not in missing or tuple(tensor.shape) != specs[name].shape:
-                raise CheckpointError(
-                    f"export: tensor {name!r} of shape {tuple(tensor.shape)} is not what the weight "
-                    f"map says: {specs.get(name)}"
-                )
-            missing.remove(name)
-            if writes and failure is None:
-                try:
-                    _write_one(folder, plan, open_files, file_of[name], name, tensor, specs[name])
-                # The others are in the next gather already: take part to the end, then tell them.
-                except (OSError, RuntimeError, MemoryError) as error:
-                    failure = error
-    finally:
-        for file in open_files.values():
-            with suppress(OSError, ValueError):
-                file.close()
-    if failure is not None:
-        raise failure
-    if missing:
-        raise CheckpointError(f"export: never published: {sorted(missing)[:5]}")
+    written = 0
+    with ExitStack() as stack:
+        open_files: dict[str, TensorFile] = {}
 
+        def write(part: PublishedPart) -> None:
+            nonlocal written
+            file = file_of[part.name]
+            if file not in open_files:
+                opened = TensorFile(folder / file, layouts[file])
+                open_files[file] = stack.enter_context(opened)
+            dtype = layouts[file].specs[part.name].dtype
+            written += open_files[file].write(part.name, part.values.to(dtype), part.where)
 
-def _write_one(
-    folder: Path,
-    plan: ShardPlan,
-    open_files: dict[str, TensorFileWriter],
-    file_name: str,
-    name: str,
-    tensor: Tensor,
-    spec: TensorSpec,
-) -> None:
-    if file_name not in open_files:
-        layout = plan.files[file_name]
-        open_files[file_name] = TensorFileWriter(folder / file_name, layout, {"format": "pt"})
-    open_files[file_name].write(name, tensor.to(spec.dtype))
-    if open_files[file_name].complete:
-        open_files.pop(file_name).close()
+        write_parts(tensors, request.model.weight_map, _gather, write)
+    return written
 
 
 def _write_texts(folder: Path, plan: ShardPlan, dtype_name: str, request: SaveRequest) -> None:
