@@ -154,9 +154,8 @@ class _Exchange(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        back = _Exchange.apply(gradients[0], ctx.sent, ctx.received, ctx.group)
-        return back, None, None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return _exchange(gradients[0], ctx.sent, ctx.received, ctx.group), None, None, None
 
 
 class _Reorder(torch.autograd.Function):
@@ -166,21 +165,21 @@ class _Reorder(torch.autograd.Function):
         return rows.index_select(0, order)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         # A gather too, where index_select's own backward adds with atomics.
         order, inverse = ctx.saved_tensors
-        return _Reorder.apply(gradients[0], inverse, order), None, None
+        return _reorder(gradients[0], inverse, order), None, None
 
 
 def _exchange(
     rows: Tensor, received: list[int], sent: list[int], group: dist.ProcessGroup
 ) -> Tensor:
-    out: Tensor = _Exchange.apply(rows, received, sent, group)
+    out: Tensor = _Exchange.apply(rows, received, sent, group)  # type: ignore[no-untyped-call]
     return out
 
 
 def _reorder(rows: Tensor, order: Tensor | None, inverse: Tensor | None) -> Tensor:
     if order is None or inverse is None:
         return rows
-    out: Tensor = _Reorder.apply(rows, order, inverse)
+    out: Tensor = _Reorder.apply(rows, order, inverse)  # type: ignore[no-untyped-call]
     return out

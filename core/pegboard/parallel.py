@@ -167,7 +167,9 @@ def shard_model(
         _shard_one(module, mesh, dtype, reduce_dtype, unit.reshard)
     if ranks.expert_mesh is not None:
         if not built.expert_axis:
-            raise ConfigError("parallel.expert_parallel_size: the model has no experts; set it to 1")
+            raise ConfigError(
+                "parallel.expert_parallel_size: the model has no experts; set it to 1"
+            )
         if left := sorted(built.expert_axis.keys() - placed):
             raise PluginError(f"expert_axis: {left[0]} lies in no shard unit of the expert mesh")
     # The root's weights are needed by backward at once: freeing them after forward would only gather twice.

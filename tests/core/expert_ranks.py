@@ -292,6 +292,10 @@ class Run:
         return written
 
 
+def _local(parameter: Tensor) -> Tensor:
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
+
+
 class NoTokenizer:
     """Writes nothing."""
 
@@ -312,9 +316,7 @@ def difference(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> float
     """Largest difference of any weight."""
     assert left.keys() == right.keys()
     return max(
-        float((left[name] - right[name]).abs().max())
-        for name in left
-        if name.startswith("param.")
+        float((left[name] - right[name]).abs().max()) for name in left if name.startswith("param.")
     )
 
 
@@ -448,12 +450,9 @@ def loading(folder: Path, results: dict[str, Any]) -> None:
     wholes = []
     for name in ("ep1", "ep2", "ep2_x2"):
         run = Run.start(join_ranks(torch.device("cpu"), *MESHES[name]), seed=14)
-        headers = read[:]
-        read.clear()
         report = weight_loading.load_published_weights(
             run.built.module, run.built.weight_map, folder / "export_of_ep4" / "export"
         )
-        del headers
         every: list[list[str]] = [[] for _ in range(dist.get_world_size())]
         counts = {n: read.count(n) for n in set(read)}
         # Once for the header's shapes and dtype; a second time to read.

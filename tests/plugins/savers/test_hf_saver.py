@@ -3,11 +3,13 @@ shapes alone; transformers reads its config; a full disk leaves the earlier expo
 
 from __future__ import annotations
 
+import itertools
 import json
 import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,8 @@ from safetensors.torch import load_file
 
 from pegboard.errors import CheckpointError
 from pegboard.savers import SaveRequest
-from pegboard.tensor_file import TensorFileWriter, TensorSpec
+from pegboard.tensor_file import TensorFile, TensorFileLayout, TensorSpec
+from pegboard.weight_map import Piece, WeightMap
 from pegboard_plugins.savers.component import CheckpointSaver, HFSaver
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -171,14 +174,61 @@ def test_a_tensor_file_is_the_same_in_whatever_order_it_is_written(tmp_path: Pat
         "d": torch.randn(4, 3).t().to(torch.bfloat16),
         "e": torch.zeros(0, 2),
     }
-    layout = {name: TensorSpec(tuple(t.shape), t.dtype) for name, t in tensors.items()}
+    layout = TensorFileLayout(
+        {name: TensorSpec(tuple(t.shape), t.dtype) for name, t in tensors.items()}, {}
+    )
     for file, names in (("one", sorted(tensors)), ("two", sorted(tensors, reverse=True))):
-        with TensorFileWriter(tmp_path / file, layout, {}) as writer:
+        with TensorFile.create(tmp_path / file, layout) as made:
             for name in names:
-                writer.write(name, tensors[name])
+                assert made.write(name, tensors[name]) == tensors[name].numel()
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
     read = load_file(tmp_path / "one")
     assert read.keys() == tensors.keys()
     assert all(torch.equal(read[name], tensors[name]) for name in tensors)
-    with pytest.raises(ValueError, match="never written"):
-        TensorFileWriter(tmp_path / "three", layout, {}).close()
+
+
+def test_boxes_of_a_tensor_make_the_file_that_the_whole_makes(tmp_path: Path) -> None:
+    whole = torch.randn(3, 4, 5)
+    layout = TensorFileLayout({"a": TensorSpec((3, 4, 5), torch.float32)}, {"format": "pt"})
+    with TensorFile.create(tmp_path / "whole", layout) as file:
+        file.write("a", whole)
+    cuts = [(0, 1, 3), (0, 3, 4), (0, 2, 5)]
+    boxes = [
+        tuple(map(slice, starts, stops))
+        for starts, stops in zip(
+            itertools.product(*(cut[:-1] for cut in cuts)),
+            itertools.product(*(cut[1:] for cut in cuts)),
+            strict=True,
+        )
+    ]
+    with TensorFile.create(tmp_path / "boxes", layout):
+        pass
+    for some in (boxes[::2], boxes[1::2]):  # two writers
+        with TensorFile(tmp_path / "boxes", layout) as file:
+            for box in some:
+                file.write("a", whole[box], box)
+    assert (tmp_path / "boxes").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_a_part_that_does_not_fit_its_place_is_refused(tmp_path: Path) -> None:
+    layout = TensorFileLayout({"a": TensorSpec((3, 4), torch.float32)}, {})
+    with TensorFile.create(tmp_path / "a", layout) as file:
+        for name, part in (("b", torch.ones(3, 4)), ("a", torch.ones(4, 3))):
+            with pytest.raises(ValueError, match="does not fit"):
+                file.write(name, part)
+        with pytest.raises(ValueError, match="does not fit"):
+            file.write("a", torch.ones(3, 4).double())
+        with pytest.raises(ValueError, match="does not fit"):
+            file.write("a", torch.ones(2, 4), (slice(0, 3), slice(0, 4)))
+
+
+def test_an_export_that_is_not_covered_by_its_map_is_refused(tmp_path: Path) -> None:
+    module, optimizer = tiny_run.make(seed=1)
+    request = tiny_run.request_for(tmp_path, module, optimizer)
+    entries = list(request.model.weight_map.entries)
+    rows = Piece("model.norm.weight", ours=((0, 3),), theirs=((3, 6),))
+    entries[1] = replace(entries[1], pieces=(rows,))
+    broken = replace(request.model, weight_map=WeightMap(tuple(entries)))
+    with pytest.raises(CheckpointError, match="elements were written"):
+        HFSaver(HFSaver.Config()).build().save(replace(request, model=broken))
+    assert list(tmp_path.iterdir()) == []
