@@ -446,7 +446,7 @@ def loading(folder: Path, results: dict[str, Any]) -> None:
             read.append(name)
             return self.file.get_slice(name)
 
-    weight_loading._open = Recorder  # type: ignore[assignment]
+    weight_loading._open = Recorder
     wholes = []
     for name in ("ep1", "ep2", "ep2_x2"):
         run = Run.start(join_ranks(torch.device("cpu"), *MESHES[name]), seed=14)
