@@ -77,7 +77,7 @@ class AdamW(OptimizerComponent):
         Raises:
             ConfigError: a rule matches no parameter of any group, or there is nothing to train.
         """
-        import torch
+        from .local_adamw import LocalAdamW
 
         config = self.config
         used: set[int] = set()
@@ -103,7 +103,7 @@ class AdamW(OptimizerComponent):
                 "optimizer: no trainable parameter; expected at least one; unfreeze a part"
             )
         devices = {parameter.device.type for part in parameters for parameter in part["params"]}
-        return torch.optim.AdamW(
+        return LocalAdamW(
             parameters,
             lr=config.lr,
             betas=config.betas,
