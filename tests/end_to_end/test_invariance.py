@@ -15,7 +15,9 @@ from safetensors.torch import load_file
 ALONE: dict[str, dict[str, Any]] = {
     "base": {},
     "small_packs": {"dataloader": {"pack_max_length": 256, "packer": {"class_name": "SoftPacker"}}},
-    "long_packs": {"dataloader": {"pack_max_length": 2048}},
+    "accumulated_1": {"dataloader": {"pack_max_length": 2048}, "global_batch_size": 1},
+    "accumulated_2": {"dataloader": {"pack_max_length": 1024}, "global_batch_size": 2},
+    "accumulated_4": {"dataloader": {"pack_max_length": 512}, "global_batch_size": 4},
     "checkpointed": {"activation_checkpointing": {"mode": "full"}},
     "half_checkpointed": {"activation_checkpointing": {"mode": "ratio", "ratio": 0.5}},
     "chunk_1": {"loss": {"class_name": "ChunkedCrossEntropy", "chunk_size": 1}},

@@ -21,8 +21,18 @@ from pegboard_plugins.qwen3.modeling import Qwen3CausalLM
 
 LENGTHS = (5, 1, 9)
 VARIANTS = [
-    pytest.param(tied, kv_heads, bias, id=f"{'tied' if tied else 'untied'}-kv{kv_heads}-bias{bias}")
-    for tied, kv_heads, bias in [(True, 4, False), (False, 2, False), (False, 1, True)]
+    pytest.param(
+        tied,
+        query_ratio,
+        bias,
+        id=f"{'tied' if tied else 'untied'}-query_ratio{query_ratio}-bias{bias}",
+    )
+    for tied, query_ratio, bias in [
+        (True, 4, False),
+        (False, 2, False),
+        (False, 1, True),
+        (True, 8, False),
+    ]
 ]
 
 
@@ -62,7 +72,7 @@ def packed(ids: Tensor, lengths: tuple[int, ...]) -> Batch:
     )
 
 
-def reference(tied: bool, kv_heads: int, bias: bool) -> Qwen3ForCausalLM:
+def reference(tied: bool, query_ratio: int, bias: bool) -> Qwen3ForCausalLM:
     torch.manual_seed(0)
     model = Qwen3ForCausalLM(
         Qwen3Config(
@@ -71,7 +81,7 @@ def reference(tied: bool, kv_heads: int, bias: bool) -> Qwen3ForCausalLM:
             intermediate_size=48,
             num_hidden_layers=2,
             num_attention_heads=8,
-            num_key_value_heads=8 // kv_heads,
+            num_key_value_heads=8 // query_ratio,
             head_dim=8,
             tie_word_embeddings=tied,
             attention_bias=bias,
@@ -109,11 +119,11 @@ def reference_logits(model: Qwen3ForCausalLM, ids: Tensor) -> Tensor:
     )
 
 
-@pytest.mark.parametrize(("tied", "kv_groups", "bias"), VARIANTS)
+@pytest.mark.parametrize(("tied", "query_ratio", "bias"), VARIANTS)
 def test_logits_and_gradients_equal_transformers(
-    tied: bool, kv_groups: int, bias: bool, tmp_path: Path
+    tied: bool, query_ratio: int, bias: bool, tmp_path: Path
 ) -> None:
-    theirs = reference(tied, kv_groups, bias)
+    theirs = reference(tied, query_ratio, bias)
     theirs.save_pretrained(tmp_path)
     built, ours = ours_from(tmp_path)
     batch = packed(torch.randint(0, 61, (sum(LENGTHS),)), LENGTHS)
@@ -138,11 +148,11 @@ def test_logits_and_gradients_equal_transformers(
         assert (gradient - want).norm() <= 1e-4 * want.norm(), name
 
 
-@pytest.mark.parametrize(("tied", "kv_groups", "bias"), VARIANTS)
+@pytest.mark.parametrize(("tied", "query_ratio", "bias"), VARIANTS)
 def test_a_round_trip_keeps_every_name_and_bit(
-    tied: bool, kv_groups: int, bias: bool, tmp_path: Path
+    tied: bool, query_ratio: int, bias: bool, tmp_path: Path
 ) -> None:
-    reference(tied, kv_groups, bias).save_pretrained(tmp_path)
+    reference(tied, query_ratio, bias).save_pretrained(tmp_path)
     built, ours = ours_from(tmp_path)
     on_disk = load_file(tmp_path / "model.safetensors")
     exported = published(built, dict(ours.named_parameters()))
