@@ -37,6 +37,9 @@ from pegboard.contracts import (
     RecordTokens,
     SampleKey,
     ShardUnit,
+    StepReport,
+    StepState,
+    Table,
     Targets,
 )
 from pegboard.errors import (
@@ -88,6 +91,9 @@ __all__ = [
     "SampleKey",
     "SaverComponent",
     "ShardUnit",
+    "StepReport",
+    "StepState",
+    "Table",
     "Targets",
     "TokenizeFnComponent",
     "TokenizerComponent",

@@ -42,6 +42,9 @@ __all__ = [
     "RecordTokens",
     "SampleKey",
     "ShardUnit",
+    "StepReport",
+    "StepState",
+    "Table",
     "Targets",
     "TextModel",
     "TokenizeFn",
@@ -231,6 +234,50 @@ class TextModel(Protocol):
 
     def forward(self, batch: Batch, loss: Loss) -> ModelOutput:
         """The three in a row: what is wrapped when the text model is the whole model."""
+        ...
+
+
+class Table(NamedTuple):
+    """Numbers of one step with a name for each row, such as the load of each expert by layer."""
+
+    row_names: tuple[str, ...]
+    values: Sequence[Sequence[float]]
+
+
+class StepReport(NamedTuple):
+    """What a model reports of a step beside its losses."""
+
+    numbers: Mapping[str, float] = {}
+    """Go into `metrics.jsonl` and to every tracker."""
+    tables: Mapping[str, Table] = {}
+    """Go to the trackers that take tables."""
+
+
+@runtime_checkable
+class StepState(Protocol):
+    """What a model carries through a whole optimizer step, such as the load of its experts.
+
+    A module inside the model that keeps this protocol is found by the trainer, at any depth, so a
+    vision-language model need not know of its text model's. What must survive a restart stands in
+    persistent buffers. Every call comes on all ranks in the same order; `sum_over_ranks` sums a
+    tensor in place.
+    """
+
+    def wants_first_pass(self, num_micro_batches: int) -> bool:
+        """Called at the start of a step: whether all micro-batches are to pass forward once
+        without gradients (and without targets) before the step."""
+        ...
+
+    def end_first_pass(self, sum_over_ranks: Callable[[Tensor], None]) -> None:
+        """The pass that was wanted is over."""
+        ...
+
+    def end_step(self, sum_over_ranks: Callable[[Tensor], None]) -> None:
+        """All micro-batches have passed forward and backward. No host sync."""
+        ...
+
+    def report(self) -> StepReport:
+        """Of the last step; called for logged steps only."""
         ...
 
 

@@ -23,8 +23,10 @@ import torch.distributed as dist
 from loguru import logger
 
 from pegboard.errors import ConfigError
+from pegboard.tracking import TableTracker
 
 if TYPE_CHECKING:
+    from pegboard.contracts import Table
     from pegboard.tracking import Tracker
 
 __all__ = [
@@ -136,8 +138,13 @@ class MetricsLog:
         self._trackers = trackers
         self._file = (run_dir / "metrics.jsonl").open("a", encoding="utf-8") if active else None
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append one line; keys are published (`loss`, `lr`, `grad_norm`, `loss/<source>`, ...)."""
+    def log(
+        self, step: int, metrics: Mapping[str, float], tables: Mapping[str, Table] | None = None
+    ) -> None:
+        """Append one line; keys are published (`loss`, `lr`, `grad_norm`, `loss/<source>`, ...).
+
+        Tables go to the trackers that take them.
+        """
         if self._file is None:
             return
         # JSON has no NaN: a number that is not finite is null.
@@ -146,6 +153,8 @@ class MetricsLog:
         self._file.flush()
         for tracker in self._trackers:
             tracker.log(step, metrics)
+            if tables and isinstance(tracker, TableTracker):
+                tracker.log_tables(step, tables)
 
     def close(self) -> None:
         """Close the file and every tracker."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-__all__ = ["Tracker"]
+if TYPE_CHECKING:
+    from pegboard.contracts import Table
+
+__all__ = ["TableTracker", "Tracker"]
 
 
 class Tracker(Protocol):
@@ -16,3 +19,12 @@ class Tracker(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class TableTracker(Tracker, Protocol):
+    """A tracker that takes tables too, such as the load of each expert by layer."""
+
+    def log_tables(self, step: int, tables: Mapping[str, Table]) -> None:
+        """Called after `log` for a logged step of a model that reports tables."""
+        ...

@@ -62,6 +62,7 @@ from pegboard.run_folder import (
     write_json,
 )
 from pegboard.savers import Saver, SaveRequest
+from pegboard.step_state import StepStates
 from pegboard.train_state import load_train_state, newest_checkpoint
 
 if TYPE_CHECKING:
@@ -145,6 +146,7 @@ class Trainer:
             run, ranks, sources, tokenizer, global_batch_size=run.global_batch_size
         )
         self.model: ModelOnRanks = build_model(run, ranks, tokenizer, weights)
+        self.step_states = StepStates(self.model.module, ranks)
         self.evaluator: Evaluator | None = None
         if eval_sources:
             data = build_run_data(
@@ -224,12 +226,18 @@ class Trainer:
         module, loss = self.model.module, self.model.loss
         module.train()
         sums = SourceSums(len(self.source_names), self.ranks.device)
+
+        def prepared(batch: Batch) -> Batch:
+            return batch.to(self.ranks.device).with_scales(scales)
+
+        self.step_states.begin_step(batches, lambda batch: module(prepared(batch), loss))
         for index, batch in enumerate(batches):
-            on_device = batch.to(self.ranks.device).with_scales(scales)
+            on_device = prepared(batch)
             set_gradient_sync(module, not self.once_per_step or index == len(batches) - 1)
             output: ModelOutput = module(on_device, loss)
             output.loss.backward()
             sums.add(on_device, output)
+        self.step_states.end_step()
         norm = gradient_norm(self.parameters, self.ranks)
         loss_value, source_losses, metrics = sums.reduce(self.source_names, self.ranks)
         norm_value = float(norm)
@@ -292,7 +300,8 @@ class Trainer:
             bad_steps=self.bad_steps,
         )
         logger.info(step_line(self.step, self.total_steps, metrics, pace))
-        self.metrics_log.log(self.step, metrics)
+        report = self.step_states.report()
+        self.metrics_log.log(self.step, {**metrics, **report.numbers}, report.tables)
 
     def _log_eval(self, evaluator: Evaluator) -> None:
         metrics = evaluator.evaluate()

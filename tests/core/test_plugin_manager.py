@@ -77,7 +77,7 @@ def test_a_library_without_hookimpls_is_no_plugin_and_is_not_imported() -> None:
     code = (
         "import json, sys; from pegboard.plugin_manager import load_plugins;"
         "names = [r.name for r in load_plugins(third_party=False).plugins];"
-        "print(json.dumps([names, 'pegboard_plugins.blocks' in sys.modules]))"
+        "print(json.dumps([names, 'pegboard_plugins.blocks.attention' in sys.modules]))"
     )
     names, imported = json.loads(_python(code))
     assert not {"blocks", "texts", "media", "records"}.intersection(names)

@@ -7,9 +7,10 @@ from typing import Any
 
 import pegboard
 
-from .component import TensorBoardTracker
+from .component import ExpertLoadTracker, TensorBoardTracker
 
 
 @pegboard.hookimpl
 def register_trackers(register: Callable[[type[Any]], None]) -> None:
     register(TensorBoardTracker)
+    register(ExpertLoadTracker)

@@ -1,4 +1,4 @@
-"""The TensorBoard tracker; the package it needs is optional and looked for before the run."""
+"""The trackers. TensorBoard is optional and looked for before the run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pegboard.run_config import RunConfig
     from pegboard.tracking import Tracker
 
-__all__ = ["TensorBoardTracker"]
+__all__ = ["ExpertLoadTracker", "TensorBoardTracker"]
 
 NOT_INSTALLED = (
     "TensorBoardTracker needs the package 'tensorboard', which is not installed; "
@@ -63,6 +63,29 @@ class TensorBoardTracker(TrackerComponent):
 
         return TensorBoardWriter(
             run_dir / self.config.folder, flush_seconds=self.config.flush_seconds
+        )
+
+
+class ExpertLoadTracker(TrackerComponent):
+    """A heat map of expert load over layers and steps: `expert_load.html` in the run's folder."""
+
+    known_as = ("expert_heatmap", "moe_monitor")
+
+    class Config(ComponentConfig):
+        every_seconds: float = Field(
+            default=30.0,
+            ge=0,
+            description="Shortest time, in seconds, between two writings of the file.",
+        )
+
+    config: Config
+
+    def build(self, run_dir: Path) -> Tracker:
+        """Draws the table `expert_load`; writes nothing for a model that has none."""
+        from .heat_map import HeatMapFile
+
+        return HeatMapFile(
+            run_dir / "expert_load.html", table="expert_load", every_s=self.config.every_seconds
         )
 
 

@@ -1,4 +1,4 @@
-"""TensorBoard event files, one scalar per metric.
+"""TensorBoard event files, one scalar per metric, one image per table.
 
 The file is opened at the first logged step, which is passed as the purge step: after a resume,
 TensorBoard hides the points that the interrupted run had logged beyond it.
@@ -6,10 +6,16 @@ TensorBoard hides the points that the interrupted run had logged beyond it.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 from torch.utils.tensorboard import SummaryWriter
+
+from pegboard.contracts import Table
+
+from .heat_map import load_bytes, load_colours
 
 __all__ = ["TensorBoardWriter"]
 
@@ -35,6 +41,14 @@ class TensorBoardWriter:
             )
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, global_step=step)
+
+    def log_tables(self, step: int, tables: Mapping[str, Table]) -> None:
+        """Add one image per table, a pixel per number, white at 1; needs Pillow, else nothing."""
+        if self._writer is None or importlib.util.find_spec("PIL") is None:
+            return
+        for name, table in tables.items():
+            pixels = load_colours(load_bytes(np.asarray(table.values, dtype=np.float64)))
+            self._writer.add_image(name, pixels, global_step=step, dataformats="HWC")
 
     def close(self) -> None:
         """Write what waits; further calls do nothing."""
