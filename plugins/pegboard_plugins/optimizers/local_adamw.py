@@ -25,7 +25,7 @@ class LocalAdamW(torch.optim.AdamW):
     # NOTE: torch has no public seam between collecting a group's tensors and updating them.
     def _init_group(self, group: dict[str, Any], *lists: list[Tensor]) -> bool:
         """Collect the group's tensors, in one list per role, as local ones."""
-        has_complex: bool = super()._init_group(group, *lists)
+        has_complex: bool = super()._init_group(group, *lists)  # type: ignore[no-untyped-call]
         for tensors in lists:
             tensors[:] = [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
         return has_complex
