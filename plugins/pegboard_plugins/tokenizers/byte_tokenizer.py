@@ -19,7 +19,7 @@ from pegboard_plugins.tokenizers.hf_tokenizer import wrap_tokenizer
 if TYPE_CHECKING:
     from pegboard_plugins.tokenizers.hf_tokenizer import TransformersTokenizer
 
-__all__ = ["CHAT_TEMPLATE", "CHAT_TOKENS", "make_byte_tokenizer"]
+__all__ = ["CHAT_TEMPLATE", "CHAT_TOKENS", "byte_characters", "make_byte_tokenizer"]
 
 CHAT_TOKENS = (
     "<|endoftext|>",
@@ -109,7 +109,7 @@ def make_byte_tokenizer() -> TransformersTokenizer:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {character: byte for byte, character in enumerate(_byte_characters())}
+    vocabulary = {character: byte for byte, character in enumerate(byte_characters())}
     rust = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     rust.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     rust.decoder = decoders.ByteLevel()
@@ -131,7 +131,7 @@ def make_byte_tokenizer() -> TransformersTokenizer:
     )
 
 
-def _byte_characters() -> list[str]:
+def byte_characters() -> list[str]:
     """The printable character that stands for each byte: itself, or the next one from U+0100 on."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     spare = iter(range(0x100, 0x200))

@@ -194,6 +194,7 @@ class FastTransformersTokenizer(TransformersTokenizer):
         self._rust.no_truncation()
         self._rust.no_padding()
         self._pieces: PieceEncoder | None | Literal["not looked for"] = "not looked for"
+        self._byte_of: dict[str, int] | None = None
 
     @property
     def pieces(self) -> PieceEncoder | None:
@@ -211,6 +212,35 @@ class FastTransformersTokenizer(TransformersTokenizer):
         """Ids, and for each the (start, end) of its characters in `text`, in order."""
         encoding = self._rust.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """Bytes that a token of a byte-level vocabulary (or a byte token, `<0xE4>`) stands for.
+
+        None for an added token, and for one that stands for characters.
+        """
+        if self._byte_of is None:
+            self._byte_of = self._learn_bytes()
+        token = self._rust.id_to_token(token_id)
+        if token is None or token in self._added or not self._byte_of:
+            return None
+        if token in self._byte_of:
+            return bytes((self._byte_of[token],))
+        try:
+            return bytes([self._byte_of[character] for character in token])
+        except KeyError:
+            return None
+
+    def _learn_bytes(self) -> dict[str, int]:
+        """Spelling -> byte; empty for a vocabulary without bytes."""
+        from pegboard_plugins.tokenizers.byte_tokenizer import byte_characters
+
+        decoder = self._rust.decoder
+        state = decoder.__getstate__().decode() if decoder is not None else ""
+        if '"ByteLevel"' in state:
+            return {character: byte for byte, character in enumerate(byte_characters())}
+        if '"ByteFallback"' in state:
+            return {f"<0x{byte:02X}>": byte for byte in range(256)}
+        return {}
 
     def _content(self) -> Any:
         return self._rust.to_str()

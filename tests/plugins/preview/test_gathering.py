@@ -1,0 +1,182 @@
+"""What a preview shows is what the trainer's own loader feeds, and its totals add up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pegboard import ConfigError
+from pegboard.data_loading import RunData
+from pegboard.plugin_manager import load_plugins
+from pegboard.preparation import prepare_sources
+from pegboard.run_config import RunConfig, load_run_config
+from pegboard_plugins.preview.contents import Preview
+from pegboard_plugins.preview.gathering import gather_preview
+
+
+def load(path: Path) -> RunConfig:
+    return load_run_config(path, (), load_plugins(third_party=False).registry).run
+
+
+def gather(path: Path, step: int = 1, num_shown: int = 99) -> Preview:
+    return gather_preview(load(path), config_path=str(path), step=step, num_shown=num_shown)
+
+
+def chat(*turns: str) -> dict[str, Any]:
+    roles = ("user", "assistant")
+    return {"messages": [{"role": roles[k % 2], "content": t} for k, t in enumerate(turns)]}
+
+
+SOURCES = {
+    "chats": [
+        chat(f"question {k} \u4f60", f"answer {k}", "and?", "x" * (k % 40)) for k in range(40)
+    ],
+    "texts": [{"text": "word " * (1 + k % 30)} for k in range(25)],
+}
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_every_step_shows_the_batches_that_the_ranks_train(
+    write_run: Callable[..., Path], world: int
+) -> None:
+    path = write_run(SOURCES, global_batch_size=4)
+    run = load(path)
+    tokenizer = run.tokenizer.build()
+    sources = prepare_sources(
+        run.datasets,
+        work_dir=Path(run.work_dir),
+        tokenizer=tokenizer,
+        model=run.model,
+        num_workers=0,
+    )
+    ranks = [
+        RunData(
+            sources,
+            packer=run.dataloader.packer.build(),
+            collator=run.dataloader.collator.build(pad_token_id=tokenizer.pad_token_id),
+            pack_max_length=run.dataloader.pack_max_length,
+            global_batch_size=run.global_batch_size,
+            data_rank=rank,
+            data_world=world,
+            seed=run.seed,
+        )
+        for rank in range(world)
+    ]
+    step = 0
+    for epoch in range(2):
+        for step_in_epoch in range(ranks[0].steps_per_epoch(epoch)):
+            step += 1
+            fed = [
+                batch
+                for data in ranks
+                for batch in data.micro_batches(epoch, step_in_epoch)
+                if batch.num_tokens
+            ]
+            preview = gather(path, step)
+            assert preview.step_totals.packs == len(fed) == len(preview.packs)
+            shown = {tuple(pack.ids): pack for pack in preview.packs}
+            for batch in fed:
+                pack = shown[tuple(batch.input_ids_T.tolist())]
+                weights = np.zeros(len(pack.ids))
+                weights[batch.targets.positions_K.numpy() + 1] = batch.targets.weights_K.numpy()
+                assert list(pack.weights) == weights.tolist()
+                assert list(pack.positions) == batch.position_ids_T.tolist()
+                assert [s.start for s in pack.samples] == batch.cu_seqlens[:-1].tolist()
+                named = [s.place.split(" part ")[0] for s in pack.samples if s.source >= 0]
+                assert named == [str(key) for key in batch.keys]
+    assert step == preview.total_steps
+    for data in ranks:
+        data.close()
+
+
+def test_an_epoch_s_steps_add_up_to_its_totals(write_run: Callable[..., Path]) -> None:
+    path = write_run(SOURCES, global_batch_size=2, epoch_num=1)
+    first = gather(path)
+    steps = [gather(path, step) for step in range(1, first.total_steps + 1)]
+    for name in ("packs", "samples", "tokens", "supervised"):
+        assert sum(getattr(p.step_totals, name) for p in steps) == getattr(first.epoch_totals, name)
+    for k, source in enumerate(first.sources):
+        for name in ("samples", "tokens", "supervised"):
+            of_steps = sum(getattr(p.sources[k].step, name) for p in steps)
+            assert of_steps == getattr(source.epoch, name)
+    assert sum(map(sum, first.histogram.counts)) == first.epoch_totals.samples
+
+
+def test_segments_cover_each_sample_without_a_gap(write_run: Callable[..., Path]) -> None:
+    for pack in gather(write_run(SOURCES)).packs:
+        for sample in pack.samples:
+            ends = [sample.start, *(segment.end for segment in sample.segments)]
+            assert [segment.start for segment in sample.segments] == ends[:-1]
+            assert ends[-1] == sample.end
+
+
+def test_roles_are_those_of_the_messages(write_run: Callable[..., Path]) -> None:
+    messages = [
+        {"role": "system", "content": "user"},  # contents that look like headers
+        {"role": "user", "content": "assistant"},
+        {"role": "assistant", "content": "user"},
+        {"role": "user", "content": "user"},
+        {"role": "assistant", "content": "done \u4f60"},
+    ]
+    pack = gather(write_run({"a": [{"messages": messages}]})).packs[0]
+    read = [
+        (segment.role, "".join(piece.text for piece in pack.pieces[segment.start : segment.end]))
+        for segment in pack.samples[0].segments
+    ]
+    assert [role for role, _ in read] == [message["role"] for message in messages]
+    for (_, text), message in zip(read, messages, strict=True):
+        assert text.startswith(f"<|im_start|>{message['role']}\n")
+        assert message["content"] in text and text.rstrip().endswith("<|im_end|>")
+
+
+def test_turns_say_what_trains_otherwise_than_at_inference(write_run: Callable[..., Path]) -> None:
+    thinking = [
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "first", "reasoning_content": "hidden later"},
+        {"role": "user", "content": "two"},
+        {"role": "assistant", "content": "second", "reasoning_content": "shown"},
+    ]
+    preview = gather(write_run({"a": [{"messages": thinking}]}))
+    turns = preview.packs[0].samples[0].turns
+    assert [turn.status for turn in turns] == ["rewritten", "same"]
+    only_inference = "".join(part.text for part in turns[0].diff if part.kind == "inference")
+    assert "hidden later" in only_inference
+    plain = gather(
+        write_run({"b": [chat("one", "first", "two", "second")]}, tokenize={"shown_turns": "train"})
+    )
+    assert [turn.status for turn in plain.packs[0].samples[0].turns] == ["differs", "same"]
+    measures = {m.name: (m.count, m.total) for m in plain.measures}
+    assert measures["mismatch"] == (1, 2)
+
+
+def test_dropped_bad_and_truncated_are_counted_by_source_and_reason(
+    write_run: Callable[..., Path],
+) -> None:
+    records: list[Any] = [chat("q", "a"), chat("q", "b" * 900), "{broken", chat("q" * 900, "a")]
+    source = gather(write_run({"a": records, "b": [chat("q", "a")]})).sources[0]
+    assert dict(source.dropped) == {"no supervised token": 1, "bad record": 1}
+    assert (source.records, source.bad, source.truncated) == (4, 1, 2)
+
+
+def test_padding_is_a_segment_of_its_own_and_counted(write_run: Callable[..., Path]) -> None:
+    collator = {"class_name": "SFTLLMCollator", "pad_to_multiple_of": 64}
+    path = write_run(
+        {"a": [chat("q", "a")]}, dataloader={"pack_max_length": 512, "collator": collator}
+    )
+    preview = gather(path)
+    pack = preview.packs[0]
+    assert len(pack.ids) == 64
+    assert [s.place for s in pack.samples][-1] == "padding"
+    assert preview.step_totals.padding == 64 - pack.num_tokens > 0
+    assert {m.name: m for m in preview.measures}["padding"].count == preview.step_totals.padding
+
+
+def test_a_step_that_the_run_does_not_have_is_an_error(write_run: Callable[..., Path]) -> None:
+    path = write_run(SOURCES, total_steps=3, epoch_num=None)
+    gather(path, 3)
+    with pytest.raises(ConfigError, match="--step 4: the run has 3 steps"):
+        gather(path, 4)
