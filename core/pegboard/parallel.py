@@ -163,7 +163,9 @@ def shard_model(
             mesh = ranks.expert_mesh[names[:-1]]
         elif unit.mesh not in ("dense", "expert"):
             raise PluginError(f"shard unit {unit.path}: no mesh {unit.mesh!r}; dense or expert")
-        dtype = getattr(torch, unit.param_dtype) if unit.param_dtype else compute_dtype
+        dtype = compute_dtype
+        if unit.param_dtype and compute_dtype != torch.float64:  # float64 runs are float64 all over
+            dtype = getattr(torch, unit.param_dtype)
         _shard_one(module, mesh, dtype, reduce_dtype, unit.reshard)
     if ranks.expert_mesh is not None:
         if not built.expert_axis:

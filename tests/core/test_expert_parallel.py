@@ -148,14 +148,36 @@ def test_sizes_that_do_not_fit_the_ranks_name_those_that_do() -> None:
         check_sizes(8, 3, 1)
 
 
-def test_a_model_without_experts_is_told_so_before_anything_runs(tmp_path: Path) -> None:
-    parallel = {"class_name": "FSDP2", "expert_parallel_size": 2}
-    config = tiny_config(tmp_path, write_chats(tmp_path / "chats.jsonl", 2), parallel=parallel)
-    path = write_config(tmp_path / "a.json", config)
-    with pytest.raises(
-        ConfigError, match=r"a\.json:\d+:\d+: parallel\.expert_parallel_size: 2, but Qwen3 has no"
-    ):
-        load_run_config(path, (), load_plugins(third_party=False).registry)
+MIXTURE = {
+    "class_name": "Qwen3MoE",
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 8,
+}
+
+
+@pytest.mark.parametrize(
+    ("size", "model", "message"),
+    [
+        (2, {}, "2, but Qwen3 has no experts"),
+        (2, {**MIXTURE, "mlp_only_layers": [0, 1]}, "2, but Qwen3MoE has no experts"),
+        (4, MIXTURE, "4 does not divide the 6 experts of Qwen3MoE"),
+        (3, MIXTURE, None),
+    ],
+)
+def test_experts_that_can_not_be_shared_are_found_before_anything_runs(
+    tmp_path: Path, size: int, model: dict[str, Any], message: str | None
+) -> None:
+    chats = write_chats(tmp_path / "chats.jsonl", 2)
+    parallel = {"class_name": "FSDP2", "expert_parallel_size": size}
+    path = tmp_path / "a.json"
+    write_config(path, tiny_config(tmp_path, chats, model=model, parallel=parallel))
+    registry = load_plugins(third_party=False).registry
+    if message is None:
+        assert load_run_config(path, (), registry).run.model.num_experts() == 6
+        return
+    with pytest.raises(ConfigError, match=rf"a\.json:\d+:\d+: parallel\.expert_par.*: {message}"):
+        load_run_config(path, (), registry)
 
 
 def test_a_unit_that_would_be_shared_wrongly_is_refused() -> None:

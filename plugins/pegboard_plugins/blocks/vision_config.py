@@ -197,6 +197,10 @@ class VisionLanguageComponent(ModelComponent):
         side = tile_size // joined
         return ImageTokens(tile_size, side * side, self.config.image_token_id)
 
+    def num_experts(self) -> int:
+        """The text model's."""
+        return self.config.text_config.num_experts()
+
     def build(self) -> BuiltModel:
         from pegboard_plugins.blocks.vision_language import build_vision_language
 

@@ -127,6 +127,11 @@ class Qwen3MoE(ModelComponent):
                 message = f"no layer {layer}: num_hidden_layers is {config.num_hidden_layers}"
                 yield Problem((*path, "mlp_only_layers", index), message)
 
+    def num_experts(self) -> int:
+        """Experts of a sparse layer; 0 where every layer is dense."""
+        layers = range(self.config.num_hidden_layers)
+        return self.config.num_experts if any(map(self.config.is_sparse, layers)) else 0
+
     def build(self) -> BuiltModel:
         from pegboard_plugins.qwen3_moe.modeling import build_qwen3_moe
 
