@@ -63,8 +63,33 @@ def test_a_bad_line_of_a_later_file_is_named(folder: Path) -> None:
 
 def test_an_empty_file_in_a_folder_is_named(folder: Path) -> None:
     (folder / "b.jsonl").write_text("")
+    records = dataset(folder).build("d")
     with pytest.raises(DataError, match=r"b\.jsonl:1: the file is empty"):
-        dataset(folder).build("d")
+        len(records)
+
+
+def test_no_file_is_read_before_a_record_is_asked_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "_open_all", lambda *_: pytest.fail("scanned"))
+    records = dataset(folder).build("d")
+    assert records.fingerprint()
+    assert [Path(file).name for file in records.data_files] == ["z.jsonl", "b.jsonl", "c.jsonl"]  # type: ignore[attr-defined]
+
+
+def test_many_files_opened_together_keep_their_order_and_the_first_wrong_one_is_named(
+    tmp_path: Path,
+) -> None:
+    for number in range(20):
+        (tmp_path / f"{number:02}.jsonl").write_bytes(b'{"n": %d}\n' % number * (number + 1))
+    records = dataset(tmp_path).build("d")
+    assert [records[i]["n"] for i in range(len(records))] == [
+        n for n in range(20) for _ in range(n + 1)
+    ]
+    for number in (17, 4):
+        (tmp_path / f"{number:02}.jsonl").write_bytes(b"")
+    with pytest.raises(DataError, match=r"/04\.jsonl:1: the file is empty"):
+        len(dataset(tmp_path).build("d"))
 
 
 def test_max_records_keeps_the_first(folder: Path) -> None:

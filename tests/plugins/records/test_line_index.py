@@ -10,7 +10,7 @@ import pytest
 
 from pegboard import DataError
 from pegboard_plugins.records import line_index
-from pegboard_plugins.records.line_index import LineIndex
+from pegboard_plugins.records.line_index import LineIndex, parse_json_line
 
 RECORDS = [{"a": 1}, {"text": "zwei\u00e9\u4e8c"}, {"c": [3, {"d": None}]}]
 LINES = [json.dumps(record, ensure_ascii=False).encode() for record in RECORDS]
@@ -78,6 +78,28 @@ def test_lines_that_straddle_blocks_are_whole(
     monkeypatch.setattr(line_index, "_BLOCK_BYTES", 7)
     index = LineIndex(write(tmp_path, b"\n".join(LINES)))
     assert [index.read_record(i) for i in range(len(index))] == RECORDS
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_ranges_that_threads_share_give_every_line_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_threads: int
+) -> None:
+    lines = [json.dumps({"n": "x" * (i % 13)}).encode() for i in range(200)]
+    path = write(tmp_path, b"\n".join(lines))
+    for size in (8, 16, 24, 1000):
+        monkeypatch.setattr(line_index, "_BLOCK_BYTES", size)
+        monkeypatch.setattr(line_index, "_RANGE_BYTES", 3 * size + 5)
+        index = LineIndex(path, num_threads=num_threads)
+        assert [index.read_bytes(i).rstrip() for i in range(len(index))] == lines
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"a": NaN}', '{"a": 1e999}', '{"a": 123456789012345678901234567890}', '{"a": "\\u00e9\\ud83d\\ude00"}',
+     '{"a": ' + "[" * 300 + "]" * 300 + "}", '{"a": 1, "a": 2}', '{"a": -0.0, "b": 0.1}', '\t{"a": ""}  '],
+)  # fmt: skip
+def test_a_line_means_what_the_standard_library_says(text: str) -> None:
+    assert repr(parse_json_line(text.encode(), "x:1")) == repr(json.loads(text))
 
 
 def test_a_pickled_index_reads_the_same(tmp_path: Path) -> None:
