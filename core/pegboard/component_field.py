@@ -33,7 +33,7 @@ __all__ = [
 
 CORE_KEYS = ("class_name", "plugin")
 
-DATASET_OPTIONS = ("name", "sample_ratio", "on_bad_record")
+DATASET_OPTIONS = ("name", "sample_ratio", "on_bad_record", "record_schema")
 """Keys written inside a dataset's object that the core reads itself, for every dataset."""
 
 _TAKEN_OUT = {"dataset": DATASET_OPTIONS, "model": ("preset",)}

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from pegboard.bad_records import BadRecordPolicy
 from pegboard.component import (
     CollatorComponent,
     Component,
@@ -72,7 +73,7 @@ def _default_savers() -> Any:
 
 
 class DatasetEntry(ComponentConfig):
-    """A dataset and its tokenize fn; in JSON the first three fields stand inside `dataset`."""
+    """A dataset and its tokenize fn; in JSON all fields but these two stand inside `dataset`."""
 
     name: str = Field(
         min_length=1,
@@ -83,8 +84,15 @@ class DatasetEntry(ComponentConfig):
         gt=0,
         description="Times each record is seen per epoch; 0.5 is every other one.",
     )
-    on_bad_record: Literal["error", "skip"] = Field(
-        default="error", description="Stop at a broken record, or count it and go on."
+    on_bad_record: BadRecordPolicy = Field(
+        default="error",
+        description='Stop at a bad record, or leave bad ones out, counted and listed: all of them '
+        'with "skip", a number with {"count": 100} or {"share": 0.001}.',
+    )
+    record_schema: str | None = Field(
+        default=None,
+        min_length=1,
+        description="File of a JSON Schema that every record must fit; one that does not is bad.",
     )
     dataset: Annotated[DatasetComponent, ComponentOf("dataset")] = Field(
         description="Where the records come from."
@@ -176,6 +184,12 @@ class RunConfig(ComponentConfig):
     """A whole run. Paths are relative to the current folder."""
 
     work_dir: str = Field(default="work_dirs", min_length=1, description="Folder of run folders.")
+    cache_dir: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Folder of tokenized data, which runs and machines may share; null: "
+        "work_dir/.token_store.",
+    )
     run_name: str | None = Field(
         default=None,
         pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$",

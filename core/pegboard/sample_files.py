@@ -27,6 +27,7 @@ __all__ = [
     "KEY_DTYPE",
     "BadRecord",
     "Block",
+    "DamagedPart",
     "PartSummary",
     "PartWriter",
     "read_part",
@@ -40,6 +41,17 @@ _BLOCK_TOKENS = 1 << 20
 _HEAD = struct.Struct("<4q")
 _TAIL = struct.Struct("<qI8s")
 _MAGIC = b"PEGPART2"
+
+
+class DamagedPart(DataError):
+    """A part file that is not whole, as after a power cut; it can be made again."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"{path}: damaged part of a token store; delete the file and start again")
+        self.path = path
+
+    def __reduce__(self) -> tuple[type[DamagedPart], tuple[Path]]:
+        return DamagedPart, (self.path,)
 
 
 class BadRecord(NamedTuple):
@@ -58,8 +70,8 @@ class Block(NamedTuple):
 
     lengths: np.ndarray
     """(num_samples,) int32 tokens of each sample."""
-    supervised: np.ndarray
-    """(num_samples,) int32 tokens of each that are predicted (its first token never is)."""
+    targets: np.ndarray
+    """(num_samples,) int32 supervised tokens of each; not its first, which nothing predicts."""
     tiles: np.ndarray
     """(num_samples,) int32 vision tiles of each."""
     detail_lengths: np.ndarray
@@ -136,7 +148,7 @@ class PartWriter:
         """
         file, line, part = key
         self._lengths.append(len(ids))
-        self._supervised.append(int(np.count_nonzero(mask[1:])))
+        self._targets.append(int(np.count_nonzero(mask[1:])))
         self._tiles.append(tiles)
         self._detail_lengths.append(len(details))
         self._keys.append((line, self._files.setdefault(file, len(self._files)), part))
@@ -166,7 +178,7 @@ class PartWriter:
     def _start_block(self) -> None:
         self._num_tokens = 0
         self._lengths: list[int] = []
-        self._supervised: list[int] = []
+        self._targets: list[int] = []
         self._tiles: list[int] = []
         self._detail_lengths: list[int] = []
         self._keys: list[tuple[int, int, int]] = []
@@ -180,7 +192,7 @@ class PartWriter:
         details = b"".join(self._details)
         columns = [
             np.array(self._lengths, dtype="<i4"),
-            np.array(self._supervised, dtype="<i4"),
+            np.array(self._targets, dtype="<i4"),
             np.array(self._tiles, dtype="<i4"),
             np.array(self._detail_lengths, dtype="<i4"),
             np.array(self._keys, dtype=KEY_DTYPE),
@@ -193,7 +205,7 @@ class PartWriter:
         self._write(details)
         self.summary.num_samples += len(self._lengths)
         self.summary.num_tokens += self._num_tokens
-        self.summary.num_supervised += sum(self._supervised)
+        self.summary.num_supervised += sum(self._targets)
         self.summary.num_tiles += sum(self._tiles)
         self.summary.detail_bytes += len(details)
         self._start_block()
@@ -204,13 +216,13 @@ class PartWriter:
 
 
 def read_summary(path: Path) -> PartSummary:
-    """The footer alone; DataError if the file is not a whole part."""
+    """The footer alone; DamagedPart if the file is not whole."""
     with path.open("rb") as file:
         return _read_footer(file, path)[0]
 
 
 def read_part(path: Path) -> Iterator[Block]:
-    """The blocks of a part, each mapped into memory once; DataError if a byte of it changed."""
+    """The blocks of a part, each mapped into memory once; DamagedPart if a byte of it changed."""
     with path.open("rb") as file:
         _, end, expected = _read_footer(file, path)
         size = os.fstat(file.fileno()).st_size
@@ -229,33 +241,31 @@ def read_part(path: Path) -> Iterator[Block]:
                 (np.dtype(np.uint8), num_details),
             ):
                 if count < 0 or file.tell() + count * dtype.itemsize > end:
-                    raise _damaged(path)
+                    raise DamagedPart(path)
                 raw = file.read(count * dtype.itemsize)
                 crc = zlib.crc32(raw, crc)
                 columns.append(np.frombuffer(raw, dtype=dtype))
             yield Block(*columns)
         footer = file.read(size - _TAIL.size - end)
         if zlib.crc32(footer, crc) != expected:
-            raise _damaged(path)
+            raise DamagedPart(path)
 
 
 def _read_footer(file: BinaryIO, path: Path) -> tuple[PartSummary, int, int]:
     """(summary, where the blocks end, checksum)."""
     size = os.fstat(file.fileno()).st_size
     if size < _TAIL.size:
-        raise _damaged(path)
+        raise DamagedPart(path)
     file.seek(size - _TAIL.size)
     length, crc, magic = _TAIL.unpack(file.read(_TAIL.size))
     start = size - _TAIL.size - length
     if magic != _MAGIC or length < 0 or start < 0:
-        raise _damaged(path)
+        raise DamagedPart(path)
     file.seek(start)
     try:
-        summary = PartSummary.from_json(json.loads(file.read(length).decode("utf-8", "surrogatepass")))
+        summary = PartSummary.from_json(
+            json.loads(file.read(length).decode("utf-8", "surrogatepass"))
+        )
     except (ValueError, KeyError, TypeError):
-        raise _damaged(path) from None
+        raise DamagedPart(path) from None
     return summary, start, crc
-
-
-def _damaged(path: Path) -> DataError:
-    return DataError(f"{path}: damaged part of a token store; delete the file and start again")

@@ -45,7 +45,7 @@ from pegboard.parallel import (
     sum_over_ranks,
     trainable_parameters,
 )
-from pegboard.preparation import prepare_sources
+from pegboard.preparation import cache_folder, prepare_sources
 from pegboard.reporting import (
     SourceSums,
     StepResult,
@@ -97,7 +97,7 @@ def train(
     sources, eval_sources = (
         prepare_sources(
             entries,
-            work_dir=Path(run.work_dir),
+            cache=cache_folder(run),
             tokenizer=tokenizer,
             model=run.model,
             num_workers=run.dataloader.num_workers,

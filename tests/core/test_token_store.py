@@ -1,4 +1,4 @@
-"""A token store is whole or absent, however it was built, and says what became of each record."""
+"""A token store is whole or absent, the same whoever built it, and says what became of each record."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import pickle
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pegboard import DataError
+from pegboard import ConfigError, DataError
+from pegboard.bad_records import BadRecordLimit
 from pegboard.contracts import Dataset
-from pegboard.token_store import TokenStore, build_store, open_store, store_fingerprint
+from pegboard.record_tokenizing import RecordSchema
+from pegboard.stored_samples import damaged_files
+from pegboard.token_store import (
+    BuildProgress,
+    TokenStore,
+    build_store,
+    open_store,
+    store_fingerprint,
+)
 from pegboard_plugins.jsonl.component import JsonlDataset
 
 # Spawned workers import what they unpickle: this becomes a module on their path.
@@ -74,6 +84,10 @@ def records_of(tmp_path: Path, *lines: Any) -> Dataset:
     return JsonlDataset(JsonlDataset.Config(anno_path=str(path))).build("d")
 
 
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 GOOD = [{"text": text} for text in ("one two", "three", "four five six", "seven")]
 
 
@@ -95,19 +109,21 @@ def test_a_store_gives_the_examples_in_order_with_their_keys(
     assert all(
         np.array_equal(store[i].loss_mask, store[i].input_ids % 2 == 0) for i in range(len(store))
     )
-    assert store.lengths.tolist() == [3, 3, 5, 4, 4, 3, 5] and store.lengths.dtype == np.int64
+    assert store.lengths.tolist() == [3, 3, 5, 4, 4, 3, 5] and store.lengths.dtype == np.int32
     assert [(store.key(i).line, store.key(i).part) for i in range(7)] == [
         (1, 0), (1, 1), (2, 0), (3, 0), (3, 1), (3, 2), (4, 0),
     ]  # fmt: skip
     assert store.key(0).source == "d" and str(store.key(0)) == f"{tmp_path}/data.jsonl:1"
     assert store.meta["num_records"] == 4 and store.meta["num_tokens"] == 27
     assert store.meta["events"] == {"words": 7}
+    counts = [int(store[i].loss_mask[1:].sum()) for i in range(len(store))]
+    assert store.num_targets.tolist() == counts and store.meta["num_supervised"] == sum(counts)
     assert not store[0].input_ids.flags.writeable
 
 
 def test_a_store_opened_again_or_pickled_is_equal(tmp_path: Path, characters: Any) -> None:
     store = build_store(tmp_path / "s", records_of(tmp_path, *GOOD), characters(), name="d")
-    assert contents(open_store(tmp_path / "s")) == contents(store)
+    assert contents(open_store(tmp_path / "s", "d")) == contents(store)
     assert contents(pickle.loads(pickle.dumps(store))) == contents(store)
     assert open_store(tmp_path / "s").meta == store.meta
 
@@ -117,14 +133,15 @@ def test_workers_change_nothing_and_report_progress(tmp_path: Path, characters: 
     lines[7] = {"text": "x", "do": "drop"}
     records = records_of(tmp_path, *lines)
     alone = build_store(tmp_path / "a", records, characters(), name="d")
-    seen: list[tuple[int, int]] = []
+    seen: list[BuildProgress] = []
     shared = build_store(
-        tmp_path / "b", records, characters(), name="d", num_workers=2,
-        progress=lambda done, total: seen.append((done, total)),
-    )  # fmt: skip
+        tmp_path / "b", records, characters(), name="d", num_workers=2, progress=seen.append
+    )
+    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
     assert contents(shared) == contents(alone)
-    assert shared.meta == alone.meta
-    assert seen[-1] == (50, 50) and seen == sorted(seen)
+    assert seen[-1][:2] == (50, 50)
+    done = [progress.num_records for progress in seen]
+    assert done == sorted(done)
 
 
 def test_dropped_samples_are_counted_by_reason(tmp_path: Path, characters: Any) -> None:
@@ -151,7 +168,7 @@ def test_a_bad_record_stops_the_build_with_file_and_line(
     with pytest.raises(DataError, match=rf"data\.jsonl:{place + 1}: {reason}") as caught:
         build_store(tmp_path / "s", records, characters(), name="d")
     assert str(caught.value).count("data.jsonl") == 1
-    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["code"]
+    assert not (tmp_path / "s").exists()
 
 
 def test_skipped_bad_records_are_counted_and_listed(tmp_path: Path, characters: Any) -> None:
@@ -161,6 +178,66 @@ def test_skipped_bad_records_are_counted_and_listed(tmp_path: Path, characters: 
     assert store.meta["num_bad"] == len(store.meta["bad_records"]) == 4
     for number, message in enumerate(store.meta["bad_records"], start=2):
         assert message.startswith(f"{tmp_path}/data.jsonl:{number}: ")
+    bad = list(store.bad_records())
+    assert [str(record) for record in bad] == store.meta["bad_records"]
+    assert [(record.file, record.line) for record in bad] == [
+        (f"{tmp_path}/data.jsonl", line) for line in range(2, 6)
+    ]
+
+
+def test_what_to_do_with_bad_records_changes_no_store_and_is_asked_again_each_time(
+    tmp_path: Path, characters: Any
+) -> None:
+    records = records_of(tmp_path, *GOOD, *BAD)
+
+    def build(policy: Any) -> TokenStore:
+        return build_store(tmp_path / "s", records, characters(), on_bad_record=policy, name="d")
+
+    for policy in ("error", BadRecordLimit(count=3), BadRecordLimit(share=0.4)):
+        with pytest.raises(DataError, match=r"data\.jsonl:5: invalid JSON"):
+            build(policy)
+    before = build("skip")
+    made = (tmp_path / "s" / "meta.json").stat().st_ino
+    for policy in (BadRecordLimit(count=4), BadRecordLimit(share=0.5), "skip"):
+        assert contents(build(policy)) == contents(before)
+    with pytest.raises(DataError, match=r"data\.jsonl:5: invalid JSON"):
+        build("error")
+    with pytest.raises(DataError, match=r"4 bad records among 8 of 8, more than the 3 that"):
+        build(BadRecordLimit(count=3, share=0.9))
+    assert (tmp_path / "s" / "meta.json").stat().st_ino == made
+
+
+def test_a_limit_stops_the_build_before_the_rest_is_read(tmp_path: Path, characters: Any) -> None:
+    lines: list[Any] = [*["nonsense"] * 100, *[{"text": "x", "do": "fail"}] * 900]
+    records = records_of(tmp_path, *lines)
+    with pytest.raises(DataError, match=r"data\.jsonl:1: .* 32 bad records among 32 of 1,000"):
+        build_store(
+            tmp_path / "s", records, characters(), on_bad_record=BadRecordLimit(count=9), name="d"
+        )
+
+
+def test_media_and_extras_are_kept_as_they_are(tmp_path: Path, characters: Any) -> None:
+    class Pictures(characters):  # type: ignore[misc]
+        """Every second word has a picture, every third an extra."""
+
+        def __call__(self, record: Any) -> Any:
+            examples = super().__call__(record)
+            for number, example in enumerate(examples):
+                if number % 2 == 0:
+                    example.media = {"images": [f"{number}.png", "\u00e9"]}
+                    example.num_tiles = number + 3
+                if number % 3 == 0:
+                    example.extras = {"score": 0.5}
+            return examples
+
+    store = build_store(tmp_path / "s", records_of(tmp_path, *GOOD), Pictures(), name="d")
+    assert [store[i].num_tiles for i in range(7)] == [3, 0, 3, 3, 0, 5, 3]
+    assert store.num_tiles is not None and store.num_tiles.tolist() == [3, 0, 3, 3, 0, 5, 3]
+    assert store[5].media == {"images": ["2.png", "\u00e9"]} and store[5].extras == {}
+    assert store[0].extras == {"score": 0.5} and store[1].extras == {} == store[1].media
+    plain = build_store(tmp_path / "t", records_of(tmp_path, *GOOD), characters(), name="d")
+    assert plain.num_tiles is None
+    assert not (tmp_path / "t" / "details.bin").exists()
 
 
 def test_the_first_bad_record_of_many_is_named_by_workers(tmp_path: Path, characters: Any) -> None:
@@ -174,8 +251,13 @@ def test_the_first_bad_record_of_many_is_named_by_workers(tmp_path: Path, charac
 
 def test_a_dead_worker_is_an_error_and_no_hang(tmp_path: Path, characters: Any) -> None:
     records = records_of(tmp_path, *GOOD, {"do": "die"}, *GOOD)
-    with pytest.raises(DataError, match="dataset 'd': a tokenize worker died"):
+    begin = time.monotonic()
+    with pytest.raises(DataError, match="a tokenize worker of dataset 'd' died") as caught:
         build_store(tmp_path / "s", records, characters(), name="d", num_workers=1)
+    assert time.monotonic() - begin < 20
+    assert str(caught.value).startswith(f"{tmp_path}/data.jsonl:5: ")
+    assert f"of its span {tmp_path}/data.jsonl:1 to {tmp_path}/data.jsonl:9" in str(caught.value)
+    assert "killed by SIGKILL" in str(caught.value)
     assert not (tmp_path / "s").exists()
 
 
@@ -186,6 +268,15 @@ def test_a_programming_error_keeps_its_type_and_names_the_record(
         build_store(
             tmp_path / "s", records_of(tmp_path, GOOD[0], {"do": "bug"}), characters(), name="d"
         )
+    assert caught.value.__notes__ == [f"while tokenizing {tmp_path}/data.jsonl:2"]
+
+
+def test_a_programming_error_in_a_worker_keeps_its_type_and_names_the_record(
+    tmp_path: Path, characters: Any
+) -> None:
+    records = records_of(tmp_path, GOOD[0], {"do": "bug"})
+    with pytest.raises(KeyError, match="oops") as caught:
+        build_store(tmp_path / "s", records, characters(), name="d", num_workers=2)
     assert caught.value.__notes__ == [f"while tokenizing {tmp_path}/data.jsonl:2"]
 
 
@@ -215,53 +306,131 @@ def test_an_equal_store_is_used_and_a_stale_one_replaced(tmp_path: Path, charact
     assert sorted(path.name for path in tmp_path.iterdir()) == ["code", "data.jsonl", "s"]
 
 
-def test_the_fingerprint_follows_data_tokenizer_and_policy(tmp_path: Path, characters: Any) -> None:
+def test_the_fingerprint_follows_data_tokenizer_and_schema(tmp_path: Path, characters: Any) -> None:
     records = records_of(tmp_path, *GOOD)
     prints = [
         store_fingerprint(records, characters()),
         store_fingerprint(records, characters(65)),
         store_fingerprint(records, characters(64, "v2")),
-        store_fingerprint(records, characters(), "skip"),
+        store_fingerprint(records, characters(), RecordSchema({"type": "object"}, "x")),
+        store_fingerprint(records, characters(), RecordSchema({"required": ["text"]}, "x")),
         store_fingerprint(records_of(tmp_path, *GOOD[:2]), characters()),
     ]
-    assert len(set(prints)) == 5
+    assert len(set(prints)) == 6
     assert store_fingerprint(records, characters()) == prints[0]
 
 
-def test_a_killed_build_leaves_no_store(tmp_path: Path, characters: Any) -> None:
-    records = records_of(tmp_path, *GOOD, {"do": "die"})
+class TellingDisk:
+    """Tokenizes as `characters` does; notes each record, so that a test sees what was done twice."""
+
+    def __init__(self, inner: Any, log: Path) -> None:
+        self.inner, self.log, self.max_length = inner, log, inner.max_length
+
+    def __call__(self, record: Any) -> Any:
+        with self.log.open("a") as file:
+            file.write(record["text"] + "\n")
+        return self.inner(record)
+
+    def take_counts(self) -> Any:
+        return self.inner.take_counts()
+
+    def fingerprint(self) -> str:
+        return str(self.inner.fingerprint())
+
+
+def test_a_killed_build_leaves_no_store_and_what_it_did_is_not_done_again(
+    tmp_path: Path, characters: Any
+) -> None:
+    lines: list[Any] = [{"text": f"record {i}"} for i in range(100)]
+    path = Path(
+        records_of(tmp_path, *lines[:70], {"text": "x", "do": "die"}, *lines[71:]).key(0).file
+    )
+    records = JsonlDataset(JsonlDataset.Config(anno_path=str(path))).build("d")
     process = multiprocessing.get_context("spawn").Process(
-        target=build_store, args=(tmp_path / "s", records, characters()), kwargs={"name": "d"}
+        target=build_store,
+        args=(tmp_path / "s", records, characters()),
+        kwargs={"name": "d", "fingerprint": "f"},
     )
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
-    assert list(tmp_path.glob(".s.*.draft/ids.bin")), "it died while it wrote"
+    parts = sorted(path.name for path in tmp_path.glob(".s.*.draft/*.part"))
+    assert parts == ["000000.part", "000001.part"], "it died while it wrote the third"
+    assert list(tmp_path.glob(".s.*.draft/2.claim"))
     assert not (tmp_path / "s").exists()
     with pytest.raises(DataError, match="no token store"):
         open_store(tmp_path / "s")
-    store = build_store(tmp_path / "s", records_of(tmp_path, *GOOD), characters(), name="d")
-    assert len(store) == 7
+
+    whole = records_of(tmp_path, *lines)
+    log = tmp_path / "log"
+    build_store(tmp_path / "s", whole, TellingDisk(characters(), log), name="d", fingerprint="f")
+    assert log.read_text().splitlines() == [line["text"] for line in lines[64:]]
+    build_store(tmp_path / "t", whole, characters(), name="d", fingerprint="f")
+    assert files_of(tmp_path / "s") == files_of(tmp_path / "t")
+    assert {path.name for path in tmp_path.iterdir()} == {"code", "data.jsonl", "s", "t", "log"}
 
 
-def test_the_second_of_two_equal_builds_uses_the_first(tmp_path: Path, characters: Any) -> None:
+@pytest.mark.parametrize("damage", ["cut short", "a byte"])
+def test_a_part_that_a_power_cut_damaged_is_made_again(
+    tmp_path: Path, characters: Any, damage: str
+) -> None:
+    lines: list[Any] = [{"text": f"record {i}"} for i in range(70)]
+    records = records_of(tmp_path, *lines)
+    build_store(tmp_path / "t", records, characters(), name="d", fingerprint="f")
+    bad = records_of(tmp_path, *lines[:69], "nonsense")
+    with pytest.raises(DataError, match="data.jsonl:70"):
+        build_store(tmp_path / "s", bad, characters(), name="d", fingerprint="f")
+    (draft,) = tmp_path.glob(".s.*.draft")
+    for name in ("000002.part", "000002.1.bad"):
+        (draft / name).unlink()
+    part = draft / "000001.part"
+    content = part.read_bytes()
+    if damage == "cut short":
+        part.write_bytes(content[:-30])
+    else:
+        part.write_bytes(content[:100] + bytes([content[100] ^ 1]) + content[101:])
+    records = records_of(tmp_path, *lines)
+    build_store(tmp_path / "s", records, characters(), name="d", fingerprint="f")
+    assert files_of(tmp_path / "s") == files_of(tmp_path / "t")
+
+
+def test_a_file_that_changes_while_it_is_read_stops_the_build(
+    tmp_path: Path, characters: Any
+) -> None:
     records = records_of(tmp_path, *GOOD)
 
-    class Overtaken(characters):  # type: ignore[misc]
-        """While it tokenizes, another build of the same store starts and ends."""
+    class Writing(characters):  # type: ignore[misc]
+        """Somebody appends to the file meanwhile."""
 
         def __call__(self, record: Any) -> Any:
-            if not (tmp_path / "s").exists():
-                build_store(tmp_path / "s", records, characters(), name="d")
-                inodes.append((tmp_path / "s" / "meta.json").stat().st_ino)
+            with (tmp_path / "data.jsonl").open("a") as file:
+                file.write("{}\n")
             return super().__call__(record)
 
-    inodes: list[int] = []
-    store = build_store(tmp_path / "s", records, Overtaken(), name="d")
-    inodes.append((tmp_path / "s" / "meta.json").stat().st_ino)
-    assert len(inodes) == 2 and inodes[0] == inodes[1]
-    assert len(store) == 7
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["code", "data.jsonl", "s"]
+    with pytest.raises(DataError, match=r"data\.jsonl: the file changed while it was read"):
+        build_store(tmp_path / "s", records, Writing(), name="d")
+
+
+def test_processes_that_build_one_store_share_the_work(tmp_path: Path, characters: Any) -> None:
+    records = records_of(tmp_path, *[{"text": f"record {i}"} for i in range(300)])
+    log = tmp_path / "log"
+    context = multiprocessing.get_context("fork")
+    processes = [
+        context.Process(
+            target=build_store,
+            args=(tmp_path / "s", records, TellingDisk(characters(), log)),
+            kwargs={"name": "d", "num_workers": 0},
+        )
+        for _ in range(3)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert sorted(log.read_text().splitlines()) == sorted(f"record {i}" for i in range(300))
+    assert len(open_store(tmp_path / "s")) == 600
+    assert {path.name for path in tmp_path.iterdir()} == {"code", "data.jsonl", "s", "log"}
 
 
 def test_a_damaged_or_foreign_store_is_refused(tmp_path: Path, characters: Any) -> None:
@@ -271,10 +440,54 @@ def test_a_damaged_or_foreign_store_is_refused(tmp_path: Path, characters: Any) 
     with pytest.raises(DataError, match=r"ids\.bin: 104 bytes, expected 108"):
         open_store(tmp_path / "s")
     (tmp_path / "s" / "ids.bin").write_bytes(ids)
+    assert damaged_files(tmp_path / "s") == []
+    (tmp_path / "s" / "ids.bin").write_bytes(ids[:-1] + b"\x09")
+    assert damaged_files(tmp_path / "s") == ["ids.bin"]
     meta = {**store.meta, "format_version": 999}
     (tmp_path / "s" / "meta.json").write_text(json.dumps(meta))
-    with pytest.raises(DataError, match="format 999, expected 1"):
+    with pytest.raises(DataError, match="format 999, expected 2"):
         open_store(tmp_path / "s")
     (tmp_path / "s" / "meta.json").write_text("{")
     with pytest.raises(DataError, match=r"meta\.json is damaged"):
         open_store(tmp_path / "s")
+
+
+def test_a_copy_of_the_data_elsewhere_has_the_same_content(tmp_path: Path, characters: Any) -> None:
+    stores = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        records = records_of(tmp_path / name, *GOOD)
+        stores.append(build_store(tmp_path / name / "s", records, characters(), name=name))
+    assert stores[0].content_identity() == stores[1].content_identity()
+    other = build_store(tmp_path / "s", records_of(tmp_path, *GOOD[:3]), characters(), name="d")
+    assert other.content_identity() != stores[0].content_identity()
+
+
+SCHEMA = {
+    "type": "object",
+    "required": ["text"],
+    "properties": {
+        "text": {"type": "string"},
+        "tags": {"type": "array", "items": {"enum": ["a", "b"]}},
+    },
+}
+
+
+def test_a_record_that_does_not_fit_the_schema_is_bad_and_the_field_is_quoted(
+    tmp_path: Path, characters: Any
+) -> None:
+    lines = [GOOD[0], {"text": "x", "tags": ["a", "c"]}, {"txt": ""}, {"text": 5}]
+    store = build_store(
+        tmp_path / "s", records_of(tmp_path, *lines), characters(), name="d",
+        schema=RecordSchema(SCHEMA, "schema"), on_bad_record="skip",
+    )  # fmt: skip
+    assert [record.reason for record in store.bad_records()] == [
+        "tags[1]: 'c' is not one of ['a', 'b']",
+        "'text' is a required property",
+        "text: 5 is not of type 'string'",
+    ]
+
+
+def test_what_is_no_json_schema_is_refused() -> None:
+    with pytest.raises(ConfigError, match="s.json: not a JSON Schema: type: 'objekt' is not valid"):
+        RecordSchema({"type": "objekt"}, "s.json")

@@ -7,9 +7,10 @@ from collections.abc import Callable
 import pegboard
 from pegboard import Command
 
-from .component import PrepareCommand
+from .component import CacheCommand, PrepareCommand
 
 
 @pegboard.hookimpl
 def register_commands(register: Callable[[type[Command]], None]) -> None:
     register(PrepareCommand)
+    register(CacheCommand)

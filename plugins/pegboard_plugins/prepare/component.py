@@ -1,4 +1,4 @@
-"""`pegboard prepare` as the command line names it; what is heavy is imported by `run`."""
+"""`pegboard prepare` and `pegboard cache` as the command line names them; `run` imports the rest."""
 
 from __future__ import annotations
 
@@ -11,18 +11,27 @@ from pegboard.command import add_config_arguments, load_config
 if TYPE_CHECKING:
     from pegboard.plugin_manager import LoadedPlugins
 
-__all__ = ["PrepareCommand"]
+__all__ = ["CacheCommand", "PrepareCommand"]
 
 
 class PrepareCommand(Command):
-    """Tokenize the data of a run ahead of it, so that training only maps the result."""
+    """Index, check and tokenize the data of a run and plan its packs; training then maps the result."""
 
     name = "prepare"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         add_config_arguments(parser)
         parser.add_argument(
-            "--workers", type=int, default=None, metavar="N", help="processes that tokenize"
+            "--limit",
+            type=_positive,
+            metavar="N",
+            help="take only the first N records of each dataset, to try a config",
+        )
+        parser.add_argument(
+            "--workers",
+            type=_not_negative,
+            metavar="N",
+            help="processes that tokenize; default: one per core; 0: none, this one does",
         )
         parser.add_argument(
             "--trust-remote-code",
@@ -31,19 +40,67 @@ class PrepareCommand(Command):
         )
 
     def run(self, arguments: argparse.Namespace, plugins: LoadedPlugins) -> int:
-        from pathlib import Path
-
-        from pegboard.preparation import prepare_sources
-
         run = load_config(arguments, plugins).run
-        tokenizer = run.tokenizer.build(trust_remote_code=arguments.trust_remote_code)
-        workers = arguments.workers
-        for entries in (run.datasets, run.eval.datasets if run.eval else ()):
-            prepare_sources(
-                entries,
-                work_dir=Path(run.work_dir),
-                tokenizer=tokenizer,
-                model=run.model,
-                num_workers=run.dataloader.num_workers if workers is None else workers,
-            )
+        from .prepare_run import prepare_run
+
+        prepare_run(
+            run,
+            limit=arguments.limit,
+            num_workers=arguments.workers,
+            trust_remote_code=arguments.trust_remote_code,
+        )
         return 0
+
+
+class CacheCommand(Command):
+    """List, verify or prune the tokenized data in a cache folder."""
+
+    name = "cache"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "action",
+            choices=["list", "verify", "prune"],
+            help="list what is there; read all of it against its checksums; delete what is damaged, "
+            "abandoned or unused",
+        )
+        parser.add_argument(
+            "folder",
+            metavar="FOLDER",
+            help="a cache folder, or a run config (its cache_dir, else work_dir/.token_store)",
+        )
+        parser.add_argument(
+            "--days",
+            type=float,
+            default=30.0,
+            metavar="N",
+            help="prune: delete what no run opened for so many days (default 30)",
+        )
+        parser.add_argument(
+            "--dry-run", action="store_true", help="prune: say what would be deleted"
+        )
+
+    def run(self, arguments: argparse.Namespace, plugins: LoadedPlugins) -> int:
+        del plugins
+        from .cache import find_cache, list_cache, prune_cache, verify_cache
+
+        folder = find_cache(arguments.folder)
+        if arguments.action == "list":
+            return list_cache(folder)
+        if arguments.action == "verify":
+            return verify_cache(folder)
+        return prune_cache(folder, days=arguments.days, dry_run=arguments.dry_run)
+
+
+def _positive(text: str) -> int:
+    return _at_least(1, text)
+
+
+def _not_negative(text: str) -> int:
+    return _at_least(0, text)
+
+
+def _at_least(least: int, text: str) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"expected a whole number from {least} up, found {text!r}")
+    return int(text)
