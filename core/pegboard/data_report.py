@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import islice
+from typing import TYPE_CHECKING
 
-from pegboard.data_loading import DataSource, EpochPlan
+if TYPE_CHECKING:
+    from pegboard.data_loading import DataSource, EpochPlan
 
 __all__ = ["describe_data", "describe_losses", "describe_plan"]
 

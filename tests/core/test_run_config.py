@@ -278,6 +278,7 @@ def test_the_resolved_dump_names_every_part_and_loads_to_the_same(load: Loader) 
     assert load(resolved).resolved == resolved
     assert resolved["datasets"][0]["dataset"] == {
         "class_name": "Lines", "name": "x", "sample_ratio": 2.0, "on_bad_record": "skip",
+        "record_schema": None,
         "anno_path": "data/chats.jsonl", "size": 1,
     }  # fmt: skip
     assert resolved["model"]["text_config"]["class_name"] == "TextNet"
@@ -323,7 +324,7 @@ def test_every_mistake_of_a_file_is_reported_at_its_place_in_one_go(load: Loader
         (10, 73, "datasets[0].dataset.sample_ratio: expected greater than 0, found 0"),
         (11, 36, "datasets[0].tokenize_fn.class_name: no tokenize fn named 'Lines'"),
         (12, 5, "datasets[1].tokenize_fn: 'tokenize_fn' is missing"),
-        (12, 76, "datasets[1].dataset.on_bad_record: expected 'error' or 'skip', found \"skipp\""),
+        (12, 76, "datasets[1].dataset.on_bad_record: expected 'error' or 'skip', or an object, found \"skipp\""),
         (12, 93, "datasets[1].dataset.size: expected greater than or equal to 1, or a string, found 0"),
         (14, 37, "dataloader.pack_max_length: expected greater than 0, found -1"),
         (14, 68, "dataloader.collator.class_name: SFTLLMCollator does not provide pixel_values, "
