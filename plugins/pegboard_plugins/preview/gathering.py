@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pegboard import ConfigError, DataError
 from pegboard.data_loading import DataSource, EpochPlan, RunData
-from pegboard.preparation import prepare_sources
+from pegboard.preparation import cache_folder, prepare_sources
 from pegboard_plugins.texts.messages import read_chat_record
 from pegboard_plugins.texts.rendering import ChatRenderer
 
@@ -58,7 +57,7 @@ def gather_preview(
     tokenizer = run.tokenizer.build(trust_remote_code=trust_remote_code)
     sources = prepare_sources(
         run.datasets,
-        work_dir=Path(run.work_dir),
+        cache=cache_folder(run),
         tokenizer=tokenizer,
         model=run.model,
         num_workers=run.dataloader.num_workers,

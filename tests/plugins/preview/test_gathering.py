@@ -12,7 +12,7 @@ import pytest
 from pegboard import ConfigError
 from pegboard.data_loading import RunData
 from pegboard.plugin_manager import load_plugins
-from pegboard.preparation import prepare_sources
+from pegboard.preparation import cache_folder, prepare_sources
 from pegboard.run_config import RunConfig, load_run_config
 from pegboard_plugins.preview.contents import Preview
 from pegboard_plugins.preview.gathering import gather_preview
@@ -48,7 +48,7 @@ def test_every_step_shows_the_batches_that_the_ranks_train(
     tokenizer = run.tokenizer.build()
     sources = prepare_sources(
         run.datasets,
-        work_dir=Path(run.work_dir),
+        cache=cache_folder(run),
         tokenizer=tokenizer,
         model=run.model,
         num_workers=0,
