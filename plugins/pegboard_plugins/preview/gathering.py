@@ -13,23 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pegboard import ConfigError, DataError
+from pegboard import ConfigError
 from pegboard.data_loading import DataSource, EpochPlan, RunData
 from pegboard.preparation import cache_folder, prepare_sources
-from pegboard_plugins.texts.messages import read_chat_record
-from pegboard_plugins.texts.rendering import ChatRenderer
 
+from .chats import ChatReader
 from .conditions import Measure
-from .contents import Histogram, Pack, Preview, Sample, Segment, Source, Totals, Turn
-from .inference import compare_turns
+from .contents import Histogram, Pack, Preview, Sample, Segment, Source, Totals
 from .pictures import read_tiles
 from .pieces import PieceReader
-from .records import RecordFinder
-from .roles import TextSpan, find_roles
 
 if TYPE_CHECKING:
-    from pegboard.contracts import Batch, SampleKey, Tokenizer
-    from pegboard.run_config import DatasetEntry, RunConfig
+    from pegboard.contracts import Batch, SampleKey
+    from pegboard.run_config import RunConfig
 
 __all__ = ["gather_preview"]
 
@@ -77,11 +73,14 @@ def gather_preview(
     finally:
         data.close()
     plan = data.plan_epoch(epoch)
-    chats = [_ChatReader(entry, tokenizer, run) for entry in run.datasets]
     pieces = PieceReader(tokenizer)
+    chats = [
+        ChatReader(entry, source, tokenizer, pieces)
+        for entry, source in zip(run.datasets, sources, strict=True)
+    ]
     first = step_in_epoch * run.global_batch_size + 1
     packs = tuple(
-        _read_pack(batch, first + k, chats, pieces)
+        _read_pack(batch, first + k, _in_pack(sources, plan, first + k - 1), chats, pieces)
         for k, batch in enumerate(batches[:num_shown])
         if batch.num_tokens
     )
@@ -133,15 +132,27 @@ def _locate(run: RunConfig, data: RunData, step: int) -> tuple[int, int, int]:
     return epoch, left, total
 
 
+def _in_pack(
+    sources: Sequence[DataSource], plan: EpochPlan, pack: int
+) -> dict[SampleKey, tuple[int, int]]:
+    """Key -> (source, index in its store) of the samples that the plan puts in a pack."""
+    span = slice(int(plan.offsets[pack]), int(plan.offsets[pack + 1]))
+    places = zip(plan.sources[span].tolist(), plan.samples[span].tolist(), strict=True)
+    return {sources[k].store.key(index): (k, index) for k, index in places}
+
+
 def _read_pack(
-    batch: Batch, number: int, chats: Sequence[_ChatReader], pieces: PieceReader
+    batch: Batch,
+    number: int,
+    planned: Mapping[SampleKey, tuple[int, int]],
+    chats: Sequence[ChatReader],
+    pieces: PieceReader,
 ) -> Pack:
     ids = batch.input_ids_T.tolist()
     read = pieces.read(ids)
     weights = np.zeros(len(ids))
     # A row predicts the next token: the loss is that token's.
     weights[batch.targets.positions_K.numpy() + 1] = batch.targets.weights_K.numpy()
-    names = {chat.name: k for k, chat in enumerate(chats)}
     bounds = batch.cu_seqlens.tolist()
     samples = []
     for k, (start, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
@@ -149,12 +160,12 @@ def _read_pack(
             samples.append(Sample(-1, "padding", start, end, (Segment("padding", start, end),)))
             continue
         key = batch.keys[k] if k < len(batch.keys) else None
-        if key is None or key.source not in names:
+        if key is None or key not in planned:
             samples.append(Sample(-1, "unknown", start, end, (Segment("text", start, end),)))
             continue
-        source = names[key.source]
+        source, index = planned[key]
         texts = [piece.text for piece in read[start:end]]
-        segments, turns = chats[source].read(key, texts, weights[start:end] != 0)
+        segments, turns = chats[source].read(index, texts, weights[start:end] != 0)
         segments = [Segment(role, a + start, b + start) for role, a, b in segments]
         place = f"{key} part {key.part + 1}" if key.part else str(key)
         samples.append(Sample(source, place, start, end, tuple(segments), tuple(turns)))
@@ -169,54 +180,6 @@ def _read_pack(
         media=tuple(f"{name} {tuple(value.shape)}" for name, value in batch.media.items()),
         skipped=batch.num_skipped,
     )
-
-
-class _ChatReader:
-    """Reads the chats behind the samples of one dataset, where there are any."""
-
-    def __init__(self, entry: DatasetEntry, tokenizer: Tokenizer, run: RunConfig) -> None:
-        self.name = entry.name
-        self._stops = tuple(tokenizer.decode([token]) for token in tokenizer.eos_token_ids)
-        self._records: RecordFinder | None = None
-        self._renderer: ChatRenderer | None = None
-        arguments = getattr(entry.tokenize_fn.config, "template_kwargs", None)
-        if tokenizer.chat_template is not None and isinstance(arguments, Mapping):
-            self._renderer = ChatRenderer(tokenizer, arguments)
-            self._records = RecordFinder(entry.dataset.build(entry.name))
-
-    def read(
-        self, key: SampleKey, texts: Sequence[str], has_loss: np.ndarray
-    ) -> tuple[list[Segment], list[Turn]]:
-        """Roles of a sample's tokens (counted from its first), and its turns beside inference."""
-        whole = [Segment("text", 0, len(texts))]
-        if self._renderer is None or self._records is None:
-            return whole, []
-        record = self._records.find(key)
-        if record is None:
-            return whole, []
-        try:
-            chat = read_chat_record(record)
-        except DataError:
-            return whole, []
-        text = "".join(texts)
-        ends = np.cumsum([len(part) for part in texts])
-        spans = find_roles(text, chat.messages, chat.tools, self._renderer, self._stops)
-        if not spans:
-            return whole, []
-        segments = [Segment(s.role, a, b) for s, a, b in _token_spans(spans, ends)]
-        trained = [bool(has_loss[a:b].any()) for _, a, b in segments]
-        turns = compare_turns(
-            text, spans, trained, chat.messages, chat.tools, self._renderer, self._stops
-        )
-        return [segment for segment in segments if segment.end > segment.start], turns
-
-
-def _token_spans(spans: Sequence[TextSpan], ends: np.ndarray) -> list[tuple[TextSpan, int, int]]:
-    """Character spans that cover a text -> token spans that cover it; a token goes by its end."""
-    borders = np.searchsorted(ends, [span.end for span in spans], side="left") + 1
-    borders[-1] = len(ends)
-    starts = [0, *borders[:-1].tolist()]
-    return list(zip(spans, starts, borders.tolist(), strict=True))
 
 
 def _count_step(batches: Sequence[Batch], names: Sequence[str]) -> list[Totals]:

@@ -133,24 +133,57 @@ def test_roles_are_those_of_the_messages(write_run: Callable[..., Path]) -> None
         assert message["content"] in text and text.rstrip().endswith("<|im_end|>")
 
 
+THINKING = [
+    {"role": "user", "content": "one"},
+    {"role": "assistant", "content": "first", "reasoning_content": "hidden later"},
+    {"role": "user", "content": "two"},
+    {"role": "assistant", "content": "second", "reasoning_content": "shown"},
+]
+
+
 def test_turns_say_what_trains_otherwise_than_at_inference(write_run: Callable[..., Path]) -> None:
-    thinking = [
-        {"role": "user", "content": "one"},
-        {"role": "assistant", "content": "first", "reasoning_content": "hidden later"},
-        {"role": "user", "content": "two"},
-        {"role": "assistant", "content": "second", "reasoning_content": "shown"},
-    ]
-    preview = gather(write_run({"a": [{"messages": thinking}]}))
+    strip = {"history": "strip"}
+    preview = gather(write_run({"a": [{"messages": THINKING}]}, tokenize=strip))
     turns = preview.packs[0].samples[0].turns
     assert [turn.status for turn in turns] == ["rewritten", "same"]
     only_inference = "".join(part.text for part in turns[0].diff if part.kind == "inference")
     assert "hidden later" in only_inference
-    plain = gather(
-        write_run({"b": [chat("one", "first", "two", "second")]}, tokenize={"shown_turns": "train"})
-    )
-    assert [turn.status for turn in plain.packs[0].samples[0].turns] == ["differs", "same"]
-    measures = {m.name: (m.count, m.total) for m in plain.measures}
+    plain = chat("one", "first", "two", "second")
+    shown = gather(write_run({"b": [plain]}, tokenize={**strip, "shown_turns": "train"}))
+    assert [turn.status for turn in shown.packs[0].samples[0].turns] == ["differs", "same"]
+    measures = {m.name: (m.count, m.total) for m in shown.measures}
     assert measures["mismatch"] == (1, 2)
+
+
+@pytest.mark.parametrize("history", ["chain", "split"])
+def test_a_turn_that_trains_in_another_sample_is_history_here(
+    write_run: Callable[..., Path], history: str
+) -> None:
+    messages = [*THINKING[:3], {**THINKING[3], "loss": False}, *THINKING]
+    preview = gather(
+        write_run({"a": [{"messages": messages}]}, tokenize={"history": history, "max_length": 512})
+    )
+    turns = [
+        [(turn.message, turn.status) for turn in sample.turns]
+        for pack in preview.packs
+        for sample in sorted(pack.samples, key=lambda sample: sample.end - sample.start)
+    ]
+    assert turns == [
+        [(1, "same")],
+        [(3, "rewritten"), (5, "same")],
+        [(3, "rewritten"), (7, "same")],
+    ]
+
+
+def test_kept_history_is_another_prompt_than_the_template_gives(
+    write_run: Callable[..., Path],
+) -> None:
+    preview = gather(write_run({"a": [{"messages": THINKING}]}, tokenize={"history": "keep"}))
+    sample = preview.packs[0].samples[0]
+    assert [segment.role for segment in sample.segments] == ["user", "assistant"] * 2
+    assert [turn.status for turn in sample.turns] == ["same", "differs"]
+    extra = "".join(part.text for part in sample.turns[1].diff if part.kind == "training")
+    assert "hidden later" in extra
 
 
 def test_dropped_bad_and_truncated_are_counted_by_source_and_reason(

@@ -1,0 +1,145 @@
+"""The chat behind a sample: whose each token is, and how each turn compares with inference.
+
+Both come from the record, read as the tokenize function's own config says, and the chat template.
+Where a tokenize function makes several samples of a record, a turn that trains in another one is
+history in this one, and is not called untrained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from pegboard import DataError
+from pegboard.contracts import RecordChat
+from pegboard_plugins.texts.messages import read_chat
+from pegboard_plugins.texts.rendering import ChatRenderer
+
+from .contents import Segment, Turn
+from .inference import compare_turns
+from .records import RecordFinder
+from .roles import TextSpan, find_roles
+
+if TYPE_CHECKING:
+    from pegboard.contracts import SampleKey, Tokenizer
+    from pegboard.data_loading import DataSource
+    from pegboard.run_config import DatasetEntry
+
+    from .pieces import PieceReader
+
+__all__ = ["ChatReader"]
+
+
+class _Chat(NamedTuple):
+    messages: Sequence[Mapping[str, Any]]
+    tools: Sequence[Mapping[str, Any]] | None
+
+
+class _Tokens(NamedTuple):
+    """A span of a sample's text, in its tokens."""
+
+    span: TextSpan
+    start: int
+    end: int
+    trained: bool
+
+
+class ChatReader:
+    """Reads the chats behind the samples of one dataset, where there are any."""
+
+    def __init__(
+        self, entry: DatasetEntry, source: DataSource, tokenizer: Tokenizer, pieces: PieceReader
+    ) -> None:
+        self.name = entry.name
+        self._store = source.store
+        self._pieces = pieces
+        self._stops = tuple(tokenizer.decode([token]) for token in tokenizer.eos_token_ids)
+        self._renderer: ChatRenderer | None = None
+        config = entry.tokenize_fn.config
+        arguments = getattr(config, "template_kwargs", None)
+        if tokenizer.chat_template is not None and isinstance(arguments, Mapping):
+            self._renderer = ChatRenderer(tokenizer, arguments)
+            self._format = config.record_format.build()
+            self._records = RecordFinder(entry.dataset.build(entry.name))
+        self._trained: dict[SampleKey, frozenset[int]] = {}
+
+    def read(
+        self, index: int, texts: Sequence[str], has_loss: np.ndarray
+    ) -> tuple[list[Segment], list[Turn]]:
+        """Roles of a sample's tokens (counted from its first), and its turns beside inference.
+
+        Args:
+            index: of the sample in the source's store.
+            texts: of its tokens.
+            has_loss: (tokens,) bool.
+        """
+        whole = [Segment("text", 0, len(texts))]
+        chat = self._chat(index)
+        if chat is None or self._renderer is None:
+            return whole, []
+        tokens = self._locate(chat, texts, has_loss)
+        if not tokens:
+            return whole, []
+        own = {t.span.message for t in tokens if t.trained}
+        asked = {t.span.message for t in tokens if t.span.role == "assistant"}
+        elsewhere = frozenset(self._trained_of_record(index, chat) if asked - own else ()) - own
+        turns = compare_turns(
+            "".join(texts),
+            [t.span for t in tokens if t.span.message not in elsewhere],
+            [t.trained for t in tokens if t.span.message not in elsewhere],
+            chat.messages,
+            chat.tools,
+            self._renderer,
+            self._stops,
+        )
+        return [Segment(t.span.role, t.start, t.end) for t in tokens if t.end > t.start], turns
+
+    def _chat(self, index: int) -> _Chat | None:
+        if self._renderer is None:
+            return None
+        record = self._records.find(self._store.key(index))
+        if record is None:
+            return None
+        try:
+            content = self._format.read(record)
+            if not isinstance(content, RecordChat):
+                return None
+            chat = read_chat(content.messages, content.tools)
+            return _Chat(self._renderer.adapt(chat.messages), chat.tools)
+        except DataError:  # it tokenized, so it is of a kind that isn't known here
+            return None
+
+    def _locate(self, chat: _Chat, texts: Sequence[str], has_loss: np.ndarray) -> list[_Tokens]:
+        assert self._renderer is not None
+        spans = find_roles("".join(texts), *chat, self._renderer, self._stops)
+        if not spans:
+            return []
+        # Spans cover the text, and tokens cover it too: a token goes by where it ends.
+        ends = np.cumsum([len(text) for text in texts])
+        borders = np.searchsorted(ends, [span.end for span in spans], side="left") + 1
+        borders[-1] = len(ends)
+        starts = [0, *borders[:-1].tolist()]
+        return [
+            _Tokens(span, start, end, bool(has_loss[start:end].any()))
+            for span, start, end in zip(spans, starts, borders.tolist(), strict=True)
+        ]
+
+    def _trained_of_record(self, index: int, chat: _Chat) -> frozenset[int]:
+        """Messages that train in any of the samples that the record gave."""
+        key = self._store.key(index)._replace(part=0)
+        if key not in self._trained:
+            first = index
+            while first > 0 and self._store.key(first - 1)._replace(part=0) == key:
+                first -= 1
+            found: set[int] = set()
+            while first < len(self._store) and self._store.key(first)._replace(part=0) == key:
+                example = self._store[first]
+                texts = [piece.text for piece in self._pieces.read(example.input_ids.tolist())]
+                mask = example.loss_mask.copy()
+                mask[:1] = False
+                found |= {t.span.message for t in self._locate(chat, texts, mask) if t.trained}
+                first += 1
+            self._trained[key] = frozenset(found)
+        return self._trained[key]
