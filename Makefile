@@ -1,15 +1,21 @@
-# `make quickstart` goes from a clone to a model that trained and answered; `make test` runs the fast tests.
+# `make quickstart` goes from a clone to a model that trained and answered, `make quickstart-vlm` to one that says
+# what pictures show; `make test` runs the fast tests.
 # The environment is made once: a stamp file says that it fits pyproject.toml and constraints.txt.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: quickstart test
+.PHONY: quickstart quickstart-vlm test
 
 quickstart: $(VENV)/.installed
 	$(BIN)/torchrun --nproc-per-node 1 core/run.py configs/quickstart.json
 	$(BIN)/python docs/examples/quickstart/ask.py
+
+quickstart-vlm: $(VENV)/.installed-media
+	$(BIN)/python docs/examples/quickstart_vlm/draw.py
+	$(BIN)/torchrun --nproc-per-node 1 core/run.py configs/quickstart_vlm.json
+	$(BIN)/python docs/examples/quickstart_vlm/answer.py
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q
@@ -20,6 +26,10 @@ $(BIN)/python:
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) --editable .
 	@touch $@
+
+$(VENV)/.installed-media: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) --editable ".[media]"
+	@touch $(VENV)/.installed $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) --editable ".[dev]"

@@ -62,7 +62,7 @@ class Command:
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """CONFIG and `--set`, as `train` takes them; `load_config` reads them."""
+    """CONFIG, `--set` and what a person may allow, as `train` takes them; `load_config` reads them."""
     parser.add_argument("config", metavar="CONFIG", help="a run config, JSON")
     parser.add_argument(
         "--set",
@@ -70,6 +70,11 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="PATH=VALUE",
         help="override, such as optimizer.lr=1e-5 or savers[0].every_steps=9; repeatable",
+    )
+    parser.add_argument(
+        "--allow-media-outside-root",
+        action="store_true",
+        help="let paths of pictures in records lead out of their dataset's media_root",
     )
 
 
@@ -109,7 +114,12 @@ def load_config(arguments: argparse.Namespace, plugins: LoadedPlugins) -> Loaded
         raise ConfigError(
             f"{path}: no such file (relative to {Path.cwd()}); give the path of a run config"
         )
-    return load_run_config(path, tuple(arguments.set), plugins.registry)
+    loaded = load_run_config(path, tuple(arguments.set), plugins.registry)
+    if getattr(arguments, "allow_media_outside_root", False):
+        evaluated = loaded.run.eval.datasets if loaded.run.eval else ()
+        for entry in (*loaded.run.datasets, *evaluated):
+            entry.dataset.media_outside_root = True
+    return loaded
 
 
 def print_text(text: str) -> None:

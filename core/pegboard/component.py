@@ -149,6 +149,8 @@ class DatasetComponent(Component):
     """Makes a dataset of records. `name` and `sample_ratio` are taken out by the core before its config is read."""
 
     kind = "dataset"
+    media_outside_root: bool = False
+    """Whoever starts the run lets paths of media lead out of their folder; set by the command line, never by JSON."""
 
     def build(self, name: str) -> Dataset:
         raise NotImplementedError

@@ -7,9 +7,10 @@ from collections.abc import Callable
 import pegboard
 from pegboard import CollatorComponent
 
-from .component import SFTLLMCollator
+from .component import SFTLLMCollator, SFTVLMCollator
 
 
 @pegboard.hookimpl
 def register_collators(register: Callable[[type[CollatorComponent]], None]) -> None:
     register(SFTLLMCollator)
+    register(SFTVLMCollator)

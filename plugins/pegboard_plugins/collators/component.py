@@ -11,7 +11,7 @@ from pegboard import CollatorComponent, ComponentConfig
 if TYPE_CHECKING:
     from pegboard.contracts import Collator
 
-__all__ = ["SFTLLMCollator"]
+__all__ = ["SFTLLMCollator", "SFTVLMCollator"]
 
 
 class SFTLLMCollator(CollatorComponent):
@@ -40,4 +40,35 @@ class SFTLLMCollator(CollatorComponent):
             pad_token_id=pad_token_id,
             pad_to_multiple_of=self.config.pad_to_multiple_of or 1,
             loss_reduction=self.config.loss_reduction,
+        )
+
+
+class SFTVLMCollator(SFTLLMCollator):
+    """Flattens a pack of text and image examples into one row, with its pictures as uint8 tiles."""
+
+    known_as: ClassVar[tuple[str, ...]] = (
+        "sft_vllm_collator",
+        "sft_vlm_collator",
+        "intern_s1_vl_sft_collator",
+    )
+    provides = frozenset({"pixel_values"})
+
+    class Config(SFTLLMCollator.Config):
+        max_tiles_per_pack: int | None = Field(
+            default=None,
+            ge=1,
+            description="Most image tiles in one pack, so that memory is known beforehand; packs "
+            "are planned with it. null: as many as their tokens fit into pack_max_length.",
+        )
+
+    config: Config
+
+    def build(self, *, pad_token_id: int) -> Collator:
+        from .vision import VisionCollator
+
+        return VisionCollator(
+            pad_token_id=pad_token_id,
+            pad_to_multiple_of=self.config.pad_to_multiple_of or 1,
+            loss_reduction=self.config.loss_reduction,
+            max_tiles_per_pack=self.config.max_tiles_per_pack,
         )

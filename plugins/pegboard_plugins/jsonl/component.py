@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -81,7 +81,20 @@ class VLMJsonlDataset(JsonlDataset):
 
     class Config(JsonlDataset.Config):
         media_root: str | None = Field(
-            default=None, description="Folder that relative media paths in the records start from."
+            default=None,
+            description="Folder that media paths in the records start from, and that none of them "
+            "may leave; null means the current folder.",
+        )
+        check_media: Literal["lazy", "header", "decode"] = Field(
+            default="lazy",
+            description="What is opened before training: only pictures whose record gives no "
+            "image_wh (lazy), the header of every picture, or every picture whole (decode), so "
+            "that none can fail later.",
+        )
+        max_image_pixels: int = Field(
+            default=89_478_485,
+            ge=1,
+            description="Width times height above which a picture is refused, from its header.",
         )
 
     config: Config
@@ -93,15 +106,18 @@ class VLMJsonlDataset(JsonlDataset):
             yield Problem((*path, "media_root"), f"no folder at {root!r}")
 
     def build(self, name: str) -> Dataset:
-        from .reading import JsonlRecords
+        from .media_records import MediaJsonlRecords
 
-        return JsonlRecords(
+        return MediaJsonlRecords(
             name,
             find_record_files(self.config.anno_path),
             anno_path=self.config.anno_path,
             max_records=self.config.max_records,
             media_root=self.config.media_root,
             unpack_dir=self.config.unpack_dir or default_unpack_dir(),
+            max_image_pixels=self.config.max_image_pixels,
+            check_media=self.config.check_media,
+            allow_outside=self.media_outside_root,
         )
 
 

@@ -51,6 +51,10 @@ class CompressedLines:
         with self._naming_the_compressed_file():
             return self._lines.read_bytes(index)
 
+    def place_of(self, index: int) -> dict[str, str | int]:
+        """Where the bytes of line `index` (from 0) are in the unpacked file."""
+        return self._lines.place_of(index)
+
     def read_record(self, index: int) -> dict[str, Any]:
         """Line `index` (from 0) as JSON; DataError starts with `file:line:`."""
         return parse_json_line(self.read_bytes(index), f"{self.path}:{index + 1}")

@@ -74,6 +74,11 @@ class LineIndex:
             )
         return raw
 
+    def place_of(self, index: int) -> dict[str, str | int]:
+        """Where the bytes of line `index` (from 0) are: `file`, and `start` and `end` in it."""
+        start, end = self.offsets[index : index + 2].tolist()
+        return {"file": os.path.abspath(self.path), "start": start, "end": end}
+
     def read_record(self, index: int) -> dict[str, Any]:
         """Line `index` (from 0) as a JSON object; DataError starts with `file:line:`."""
         return parse_json_line(self.read_bytes(index), f"{self.path}:{index + 1}")

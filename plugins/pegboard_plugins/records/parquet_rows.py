@@ -7,6 +7,7 @@ has a field, and a record of JSON would not have the key.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,6 +41,10 @@ class ParquetRows:
 
     def __len__(self) -> int:
         return int(self._ends[-1])
+
+    def place_of(self, index: int) -> dict[str, str | int]:
+        """Where row `index` (from 0) is: `file` and `row`."""
+        return {"file": os.path.abspath(self.path), "row": index}
 
     def read_record(self, index: int) -> dict[str, Any]:
         """Row `index` (from 0) as an object of plain values; DataError starts with `file:row:`."""

@@ -19,7 +19,7 @@ from pegboard_plugins.tokenizers.hf_tokenizer import wrap_tokenizer
 if TYPE_CHECKING:
     from pegboard_plugins.tokenizers.hf_tokenizer import TransformersTokenizer
 
-__all__ = ["CHAT_TEMPLATE", "CHAT_TOKENS", "byte_characters", "make_byte_tokenizer"]
+__all__ = ["CHAT_TEMPLATE", "CHAT_TOKENS", "IMAGE_TOKENS", "byte_characters", "make_byte_tokenizer"]
 
 CHAT_TOKENS = (
     "<|endoftext|>",
@@ -32,6 +32,9 @@ CHAT_TOKENS = (
     "<tool_response>",
     "</tool_response>",
 )
+
+IMAGE_TOKENS = ("<IMG_CONTEXT>", "<img>", "</img>")
+"""Ids 265 to 267 of a tokenizer with image tokens."""
 
 CHAT_TEMPLATE = r"""
 {%- set first_is_system = messages and messages[0].role == 'system' -%}
@@ -104,8 +107,12 @@ CHAT_TEMPLATE = r"""
 """.strip()
 
 
-def make_byte_tokenizer() -> TransformersTokenizer:
-    """Build it; no file is read."""
+def make_byte_tokenizer(*, image_tokens: bool = False) -> TransformersTokenizer:
+    """Build it; no file is read.
+
+    Args:
+        image_tokens: three more tokens, for pictures as Intern-S1 writes them.
+    """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -115,8 +122,10 @@ def make_byte_tokenizer() -> TransformersTokenizer:
     rust.decoder = decoders.ByteLevel()
     rust.add_tokens(
         [
-            AddedToken(token, normalized=False, special=token.startswith("<|"))
-            for token in CHAT_TOKENS
+            AddedToken(
+                token, normalized=False, special=token.startswith("<|") or token in IMAGE_TOKENS
+            )
+            for token in (*CHAT_TOKENS, *(IMAGE_TOKENS if image_tokens else ()))
         ]
     )
     make: Callable[..., Any] = PreTrainedTokenizerFast

@@ -78,7 +78,11 @@ class ByteTokenizer(TokenizerComponent):
     """256 bytes and a few chat tokens: for tests and training from scratch, without any file."""
 
     class Config(ComponentConfig):
-        pass
+        image_tokens: bool = Field(
+            default=False,
+            description="Three more tokens, for a model with pictures: <IMG_CONTEXT> (id 265), "
+            "<img> and </img>.",
+        )
 
     config: Config
 
@@ -86,7 +90,7 @@ class ByteTokenizer(TokenizerComponent):
         from pegboard_plugins.tokenizers.byte_tokenizer import make_byte_tokenizer
 
         del trust_remote_code
-        return make_byte_tokenizer()
+        return make_byte_tokenizer(image_tokens=self.config.image_tokens)
 
 
 def _looks_local(path: str) -> bool:

@@ -1,0 +1,222 @@
+"""Frames of a video: a folder of pictures, an animated picture, or a file that PyAV reads.
+
+Which frames are taken depends on their number alone (the middle of equal parts), so planning and
+loading agree, and a run can be repeated. Frames are counted without decoding.
+
+NOTE: a container is opened as a plain file of the format its name says: playlists and other formats
+that name further files or URLs never get a chance.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from typing import IO, Any
+
+from PIL import Image
+
+from pegboard.errors import DataError
+from pegboard_plugins.media.images import ImageLimits, decode_image, read_image_size
+from pegboard_plugins.media.places import MediaError, MediaPlace, open_regular_file, shown
+
+__all__ = ["MAX_FRAMES", "count_frames", "pick_frames", "read_frames"]
+
+MAX_FRAMES = 1_000_000
+
+_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+_ANIMATED = (".gif", ".webp", ".png", ".apng")
+_CONTAINERS = {
+    ".mp4": "mov",
+    ".m4v": "mov",
+    ".mov": "mov",
+    ".3gp": "mov",
+    ".webm": "matroska",
+    ".mkv": "matroska",
+    ".avi": "avi",
+    ".flv": "flv",
+    ".wmv": "asf",
+    ".ts": "mpegts",
+    ".mpg": "mpeg",
+    ".mpeg": "mpeg",
+}
+
+
+def pick_frames(num_frames: int, most: int) -> list[int]:
+    """At most `most` frame numbers (from 0), evenly spread: the middle of each of equal parts."""
+    taken = min(num_frames, most)
+    return [(2 * part + 1) * num_frames // (2 * taken) for part in range(taken)]
+
+
+def count_frames(reference: str, place: MediaPlace, limits: ImageLimits) -> int:
+    """How many frames a video has, from file names, headers or packets.
+
+    Raises:
+        MediaError: no video there, or none of its frames; PyAV is needed and is not installed.
+    """
+    path = place.resolve(reference)
+    if os.path.isdir(path):
+        num_frames = len(_frame_files(path, reference))
+    elif _suffix(path) in _ANIMATED:
+        with open_regular_file(path, reference, place.root) as file:
+            read_image_size(file, limits, _name(reference))
+            file.seek(0)
+            num_frames = _animated_frames(file, reference)
+    else:
+        with open_regular_file(path, reference, place.root) as file:
+            num_frames = _count_packets(file, path, reference)
+    if not 1 <= num_frames <= MAX_FRAMES:
+        raise MediaError("video without frames", f"{_name(reference)} has {num_frames} frames")
+    return num_frames
+
+
+def read_frames(
+    reference: str, picks: Sequence[int], place: MediaPlace, limits: ImageLimits
+) -> Iterator[Image.Image]:
+    """The frames `picks` (ascending) as upright RGB pictures.
+
+    Raises:
+        MediaError: the video can't be decoded, or ended before the last of them.
+    """
+    path = place.resolve(reference)
+    if os.path.isdir(path):
+        files = _frame_files(path, reference)
+        for pick in picks:
+            if pick >= len(files):
+                raise _too_short(reference, pick, len(files))
+            frame = f"{reference.rstrip('/')}/{files[pick]}"
+            with open_regular_file(place.resolve(frame), frame, place.root) as file:
+                yield decode_image(file, limits, _name(frame))
+        return
+    with open_regular_file(path, reference, place.root) as file:
+        if _suffix(path) in _ANIMATED:
+            yield from _read_animated(file, picks, reference, limits)
+        else:
+            yield from _read_container(file, path, picks, reference, limits)
+
+
+def _frame_files(folder: str, reference: str) -> list[str]:
+    """Names of the pictures in a folder, by the last number in the name, then by name."""
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        raise MediaError(
+            "video unreadable", f"{_name(reference)} can't be listed: {error.strerror}"
+        ) from None
+    names = [n for n in names if _suffix(n) in _PICTURES and not n.startswith(".")]
+
+    def order(name: str) -> tuple[int, str]:
+        numbers = re.findall(r"[0-9]+", os.path.splitext(name)[0])
+        return (int(numbers[-1][:18]) if numbers else -1, name)
+
+    return sorted(names, key=order)
+
+
+def _animated_frames(file: IO[bytes], reference: str) -> int:
+    try:
+        image = Image.open(file, formats=("GIF", "WEBP", "PNG"))
+        return int(getattr(image, "n_frames", 1))
+    except (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError) as error:
+        raise _broken(reference, error) from None
+
+
+def _read_animated(
+    file: IO[bytes], picks: Sequence[int], reference: str, limits: ImageLimits
+) -> Iterator[Image.Image]:
+    read_image_size(file, limits, _name(reference))
+    file.seek(0)
+    try:
+        image = Image.open(file, formats=("GIF", "WEBP", "PNG"))
+        for pick in picks:
+            image.seek(pick)
+            yield image.convert("RGB")
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        LookupError,
+        TypeError,
+        MemoryError,
+    ) as error:
+        raise _broken(reference, error) from None
+
+
+def _count_packets(file: IO[bytes], path: str, reference: str) -> int:
+    av = _pyav(reference)
+    try:
+        with _container(av, file, path, reference) as container:
+            stream = container.streams.video[0]
+            return sum(1 for packet in container.demux(stream) if packet.size)
+    except (av.error.FFmpegError, OSError, ValueError, LookupError) as error:
+        raise _broken(reference, error) from None
+
+
+def _read_container(
+    file: IO[bytes], path: str, picks: Sequence[int], reference: str, limits: ImageLimits
+) -> Iterator[Image.Image]:
+    av = _pyav(reference)
+    wanted = list(picks)
+    number = -1
+    try:
+        with _container(av, file, path, reference) as container:
+            stream = container.streams.video[0]
+            pixels = stream.codec_context.width * stream.codec_context.height
+            if pixels > limits.max_pixels:
+                raise MediaError(
+                    "image too many pixels", f"{_name(reference)}: frames of {pixels} pixels"
+                )
+            for number, frame in enumerate(container.decode(stream)):
+                if wanted and number == wanted[0]:
+                    wanted.pop(0)
+                    yield frame.to_image()
+                if not wanted:
+                    return
+    except (av.error.FFmpegError, OSError, ValueError, LookupError) as error:
+        raise _broken(reference, error) from None
+    raise _too_short(reference, wanted[0], number + 1)
+
+
+def _container(av: Any, file: IO[bytes], path: str, reference: str) -> Any:
+    form = _CONTAINERS.get(_suffix(path))
+    if form is None:
+        raise MediaError(
+            "video format unknown",
+            f"{_name(reference)} is no folder and ends in none of "
+            f"{', '.join(sorted({*_CONTAINERS, *_ANIMATED}))}",
+        )
+    return av.open(file, mode="r", format=form, metadata_errors="ignore")
+
+
+def _pyav(reference: str) -> Any:
+    try:
+        import av
+    except ImportError:
+        raise MediaError(
+            "video needs PyAV",
+            f"{_name(reference)} needs PyAV; pip install 'pegboard[video]', or give a folder of "
+            "frames or a GIF",
+        ) from None
+    return av
+
+
+def _suffix(path: str) -> str:
+    return os.path.splitext(path)[1].lower()
+
+
+def _name(reference: str) -> str:
+    return f"video {shown(reference)}"
+
+
+def _broken(reference: str, error: Exception) -> DataError:
+    if isinstance(error, DataError):
+        return error
+    text = " ".join(str(error).split()) or type(error).__name__
+    return MediaError("video broken", f"{_name(reference)} can't be decoded: {text}")
+
+
+def _too_short(reference: str, pick: int, found: int) -> MediaError:
+    return MediaError(
+        "video shorter than planned",
+        f"{_name(reference)}: frame {pick} was planned, but only {found} can be decoded",
+    )

@@ -1,0 +1,106 @@
+"""The claim: a video gives the same frames every time, from a folder, an animated picture or a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pegboard_plugins.media.frames import count_frames, pick_frames, read_frames
+from pegboard_plugins.media.images import ImageLimits
+from pegboard_plugins.media.places import MediaError, MediaPlace
+
+LIMITS = ImageLimits()
+
+
+def _frame(number: int, side: int = 32) -> Image.Image:
+    return Image.new("RGB", (side, side), (number * 20, 255 - number * 20, 0))
+
+
+def _numbers(root: Path, reference: str, picks: list[int]) -> list[int]:
+    frames = read_frames(reference, picks, MediaPlace(str(root)), LIMITS)
+    return [round(int(np.asarray(frame)[16, 16, 0]) / 20) for frame in frames]
+
+
+def test_frames_are_the_middles_of_equal_parts() -> None:
+    assert pick_frames(8, 4) == [1, 3, 5, 7]
+    assert pick_frames(100, 1) == [50]
+    assert pick_frames(3, 24) == [0, 1, 2]
+    for total in range(1, 60):
+        picks = pick_frames(total, 7)
+        assert len(picks) == min(total, 7) and picks == sorted(set(picks)) and picks[-1] < total
+
+
+def test_a_folder_is_ordered_by_the_last_number_of_each_name(tmp_path: Path) -> None:
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    for number in (10, 2, 1):
+        _frame(number).save(folder / f"take3_{number}.png")
+    (folder / "notes.txt").write_text("no frame")
+    (folder / ".hidden.png").write_text("no frame")
+    assert count_frames("clip", MediaPlace(str(tmp_path)), LIMITS) == 3
+    assert _numbers(tmp_path, "clip/", [0, 1, 2]) == [1, 2, 10]
+
+
+def test_a_frame_that_is_a_link_out_of_the_root_is_refused(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / "clip").mkdir(parents=True)
+    _frame(1).save(tmp_path / "secret.png")
+    (root / "clip" / "1.png").symlink_to(tmp_path / "secret.png")
+    with pytest.raises(MediaError) as caught:
+        list(read_frames("clip", [0], MediaPlace(str(root)), LIMITS))
+    assert caught.value.reason == "image outside media_root"
+
+
+def test_a_gif_gives_its_frames(tmp_path: Path) -> None:
+    frames = [_frame(number) for number in range(8)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], duration=50)
+    assert count_frames("a.gif", MediaPlace(str(tmp_path)), LIMITS) == 8
+    assert _numbers(tmp_path, "a.gif", [1, 3, 5, 7]) == [1, 3, 5, 7]
+
+
+def test_a_broken_gif_an_empty_folder_and_an_unknown_file_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.gif").write_bytes(b"GIF89a nothing")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.txt").write_text("#EXTM3U\nhttp://example.invalid/x.ts\n")
+    place = MediaPlace(str(tmp_path))
+    for reference in ("a.gif", "empty", "a.txt", "none.mp4"):
+        with pytest.raises(MediaError):
+            count_frames(reference, place, LIMITS)
+
+
+def test_a_video_shorter_than_planned_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "clip").mkdir()
+    _frame(1).save(tmp_path / "clip" / "1.png")
+    with pytest.raises(MediaError) as caught:
+        _numbers(tmp_path, "clip", [0, 4])
+    assert caught.value.reason == "video shorter than planned"
+
+
+def test_an_mp4_gives_the_same_frames_twice(tmp_path: Path) -> None:
+    av = pytest.importorskip("av", reason="needs PyAV, the optional extra 'video'")
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width = stream.height = 64
+        stream.pix_fmt = "yuv420p"
+        for number in range(12):
+            picture = _frame(number, 64)
+            container.mux(stream.encode(av.VideoFrame.from_image(picture)))
+        container.mux(stream.encode())
+    place = MediaPlace(str(tmp_path))
+    assert count_frames("a.mp4", place, LIMITS) == 12
+    picks = pick_frames(12, 4)
+    first = [f.tobytes() for f in read_frames("a.mp4", picks, place, LIMITS)]
+    again = [f.tobytes() for f in read_frames("a.mp4", picks, place, LIMITS)]
+    assert first == again and len(first) == 4
+    assert _numbers(tmp_path, "a.mp4", picks) == picks
+
+
+def test_a_playlist_named_mp4_opens_nothing_else(tmp_path: Path) -> None:
+    pytest.importorskip("av", reason="needs PyAV, the optional extra 'video'")
+    (tmp_path / "a.mp4").write_text(f"#EXTM3U\nfile://{tmp_path}/b.mp4\n")
+    with pytest.raises(MediaError) as caught:
+        count_frames("a.mp4", MediaPlace(str(tmp_path)), LIMITS)
+    assert caught.value.reason == "video broken"
