@@ -68,4 +68,4 @@ class MediaJsonlRecords(JsonlRecords):
 
     def _place_in_file(self, index: int) -> dict[str, str | int]:
         file, line = self._locate(index)
-        return self._indices[file].place_of(line)
+        return self._files().files[file].place_of(line)
