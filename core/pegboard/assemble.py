@@ -18,8 +18,8 @@ from torch import nn
 
 from pegboard.component import ModelComponent, ParameterGroup
 from pegboard.contracts import BuiltModel, Loss, Tokenizer
-from pegboard.data_loading import DataSource, RunData
-from pegboard.device import default_compute_dtype
+from pegboard.data_loading import DataSource, PlanCache, RunData
+from pegboard.device import default_compute_dtype, takes_pinned_memory
 from pegboard.errors import ConfigError, PluginError
 from pegboard.initialization import init_module_weights
 from pegboard.parallel import (
@@ -28,6 +28,7 @@ from pegboard.parallel import (
     shard_model,
     trainable_parameters,
 )
+from pegboard.preparation import cache_folder
 from pegboard.published_config import export_config
 from pegboard.weight_loading import load_published_weights
 
@@ -176,17 +177,33 @@ def build_run_data(
     tokenizer: Tokenizer,
     *,
     global_batch_size: int,
+    last_epoch: int | None,
+    num_workers: int = 0,
 ) -> RunData:
-    """Packs of this rank."""
+    """Packs of this rank; local rank 0 plans, for all ranks of the machine.
+
+    Args:
+        last_epoch: where the data ends, if that is known.
+        num_workers: processes of this rank that make batches.
+    """
+    packer = run.dataloader.packer
     return RunData(
         sources,
-        packer=run.dataloader.packer.build(),
+        packer=packer.build(),
         collator=run.dataloader.collator.build(pad_token_id=tokenizer.pad_token_id),
         pack_max_length=run.dataloader.pack_max_length,
         global_batch_size=global_batch_size,
         data_rank=ranks.rank,
         data_world=ranks.world_size,
         seed=run.seed,
+        packer_identity=f"{type(packer).__name__} {packer.config!r}",
+        plan_cache=PlanCache(
+            cache_folder(run) / "plans", makes=os.environ.get("LOCAL_RANK", "0") == "0"
+        ),
+        last_epoch=last_epoch,
+        sample_costs=run.model.sample_costs,
+        num_workers=num_workers,
+        pin_memory=takes_pinned_memory(ranks.device),
     )
 
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy as np
     import torch
     from torch import nn
 
@@ -131,6 +132,23 @@ class ModelComponent(Component):
         """Experts of a sparse layer, which `parallel.expert_parallel_size` must divide; 0 without any."""
         return 0
 
+    def sample_costs(self, lengths: np.ndarray, num_tiles: np.ndarray) -> np.ndarray:
+        """Time that training on each sample takes, in tokens of a short sample: packs are dealt to ranks by it.
+
+        Attention costs `length / (12 hidden_size)` of all else, as a layer has about 12 hidden_size^2 weights.
+        A vision model adds what its tiles cost.
+
+        Args:
+            lengths: (num_samples,) float64 tokens of each sample.
+            num_tiles: (num_samples,) float64 vision tiles of each.
+
+        Source: Kaplan et al., Scaling Laws for Neural Language Models, 2020, table 1.
+        """
+        del num_tiles
+        hidden_size = getattr(self.config, "hidden_size", 2048)
+        costs: np.ndarray = lengths + lengths * lengths / (12 * hidden_size)
+        return costs
+
     @classmethod
     def config_from_hf(cls, hf_config: Mapping[str, Any]) -> dict[str, Any]:
         """The JSON fields of an equal component; ConfigError names a key it can't honour.
@@ -178,6 +196,8 @@ class PackerComponent(Component):
     """Makes a packer."""
 
     kind = "packer"
+    cuts_samples: ClassVar[bool] = False
+    """Takes samples longer than a pack, and cuts them; the built packer has it too."""
 
     def build(self) -> Packer:
         raise NotImplementedError

@@ -33,7 +33,14 @@ __all__ = [
 
 CORE_KEYS = ("class_name", "plugin")
 
-DATASET_OPTIONS = ("name", "sample_ratio", "on_bad_record", "record_schema")
+DATASET_OPTIONS = (
+    "name",
+    "sample_ratio",
+    "sample_draw",
+    "token_weight",
+    "on_bad_record",
+    "record_schema",
+)
 """Keys written inside a dataset's object that the core reads itself, for every dataset."""
 
 _TAKEN_OUT = {"dataset": DATASET_OPTIONS, "model": ("preset",)}

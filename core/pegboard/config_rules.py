@@ -12,7 +12,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pegboard.component import CollatorComponent, Component, ModelComponent, Problem
+from pegboard.component import (
+    CollatorComponent,
+    Component,
+    ModelComponent,
+    PackerComponent,
+    Problem,
+)
 from pegboard.component_field import DATASET_OPTIONS, merge_fields, model_fields_of, shown
 from pegboard.errors import ConfigError
 
@@ -49,6 +55,7 @@ def check_rules(data: Mapping[str, Any], registry: Registry) -> Iterator[Problem
     yield from _check_max_lengths(data, registry)
     for path, entries in dataset_lists(data):
         yield from _check_names(path, entries)
+        yield from _check_token_weights(path, entries)
 
 
 def check_parallel(run: RunConfig) -> Iterator[Problem]:
@@ -337,6 +344,10 @@ def _check_max_lengths(data: Mapping[str, Any], registry: Registry) -> Iterator[
     )
     if type(longest) is not int:
         return
+    assert isinstance(loader, dict)
+    packer = _class_of("packer", loader.get("packer"), registry)
+    if packer is not None and issubclass(packer, PackerComponent) and packer.cuts_samples:
+        return
     for path, entries in dataset_lists(data):
         for index, entry in entries:
             tokenize_fn = entry.get("tokenize_fn")
@@ -369,3 +380,20 @@ def _check_names(
                 'give this one its own "name"',
             )
         first.setdefault(name, index)
+
+
+def _check_token_weights(
+    path: tuple[str | int, ...], entries: list[tuple[int, dict[str, Any]]]
+) -> Iterator[Problem]:
+    weighted = [index for index, entry in entries if entry.get("token_weight") is not None]
+    for index, entry in entries:
+        if weighted and index not in weighted:
+            yield Problem(
+                (*path, index, "dataset", "token_weight"),
+                f"is missing, and [{weighted[0]}] has one; give it to all datasets or to none",
+            )
+        if index in weighted and entry.get("sample_ratio", 1) != 1:
+            yield Problem(
+                (*path, index, "dataset", "sample_ratio"),
+                "sample_ratio and token_weight are both set; keep one of them",
+            )

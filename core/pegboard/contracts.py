@@ -91,6 +91,9 @@ class Example:
     part: int | None = None
     """Which part of its record it is, from 0 (`SampleKey.part`), such as the number of the assistant turn that it
     trains; None: its place in the list that the tokenize function gave."""
+    next_id: int | None = None
+    """The supervised token that came after the last one, where a packer cut the sample there: a target of the
+    last position. Set by the data loader; of the part behind the cut, the first token is no target."""
     key: SampleKey | None = None
     """Set by the data loader."""
     source_id: int = 0
@@ -166,6 +169,22 @@ class Batch:
             targets=Targets(*(move(value) for value in self.targets)),
             media={name: move(value) for name, value in self.media.items()},
             extras={name: move(value) for name, value in self.extras.items()},
+        )
+
+    def pin_memory(self) -> Batch:
+        """Copy in page-locked memory, from which a copy to a GPU doesn't wait."""
+
+        def pin(value: Any) -> Any:
+            return value.pin_memory() if hasattr(value, "pin_memory") else value
+
+        return replace(
+            self,
+            input_ids_T=pin(self.input_ids_T),
+            position_ids_T=pin(self.position_ids_T),
+            cu_seqlens=pin(self.cu_seqlens),
+            targets=Targets(*(pin(value) for value in self.targets)),
+            media={name: pin(value) for name, value in self.media.items()},
+            extras={name: pin(value) for name, value in self.extras.items()},
         )
 
     def with_scales(self, scales: Mapping[str, float]) -> Batch:
@@ -321,19 +340,28 @@ class PackPlan(NamedTuple):
     """Which samples share a pack: pack i holds `samples[offsets[i]:offsets[i+1]]`."""
 
     offsets: np.ndarray
-    """(num_packs+1,) int64."""
+    """(num_packs+1,) int64. What stands behind the last is kept for the next epoch, and is less than a pack."""
     samples: np.ndarray
     """(num_samples,) int64 indices into the lengths that were planned."""
+    starts: np.ndarray | None = None
+    """(num_samples,) int64 first token of each entry in its sample; None: all are whole samples."""
+    stops: np.ndarray | None = None
+    """(num_samples,) int64 end of each entry in its sample."""
 
 
 class Packer(Protocol):
-    """A built packer."""
+    """A built packer.
+
+    May also have `cuts_samples = True`: it then takes samples of any length, may give parts of them (`starts`,
+    `stops`), and may keep the rest of the data for the next epoch.
+    """
 
     def plan(self, lengths: np.ndarray, pack_max_length: int, seed: int) -> PackPlan:
-        """Packs of at most `pack_max_length` tokens, in a shuffled order fixed by `seed`.
+        """Packs of at most `pack_max_length` tokens, the same for the same `seed`.
 
         Args:
-            lengths: (num_samples,) int64 tokens per sample, each in [1, pack_max_length].
+            lengths: (num_samples,) int64 tokens per sample, each in [1, pack_max_length]; the datasets stand one
+                after the other, each in its own order.
         """
         ...
 

@@ -1,58 +1,56 @@
 """From token stores to the micro-batches of each optimizer step.
 
-An epoch is planned whole: which samples (`sample_ratio`), which share a pack (the packer), in which
-order. Pack `step * global_batch_size + micro * data_world + rank` is micro-batch `micro` of `rank`,
-so the order of packs is the same at every world size, and (epoch, step) is all the state there is.
-The next step is collated in a thread.
+An epoch is planned whole; a step is the next `global_batch_size` packs of its order. Which packs and
+samples a step holds depends on nothing but data, config, seed and the cursor (epoch, pack): not on
+ranks and not on workers. Only inside a step are packs dealt to ranks, so that all take as long.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from pegboard.contracts import Batch, Collator, Example, Packer
-from pegboard.errors import ConfigError, DataError
-from pegboard.sampling import derive_seed, sample_indices
-from pegboard.token_store import TokenStore
+from pegboard.contracts import Batch, Collator, Packer
+from pegboard.epoch_plan import DataSource, EpochPlan, EpochPlanner, Pieces
+from pegboard.errors import ConfigError
+from pegboard.step_loader import BatchMaker, StepLoader
 
-__all__ = ["DataSource", "EpochPlan", "RunData"]
+__all__ = ["Cursor", "DataSource", "EpochPlan", "PlanCache", "RunData", "deal_packs"]
+
+_STEPS_APART = 64
+"""More steps than ranks can be apart, what is prepared included."""
+
+SampleCosts = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""(lengths, vision tiles) of samples, float64 -> what training on each costs."""
+
+
+class Cursor(NamedTuple):
+    """A place in the run's order of packs: where a step begins. All that a checkpoint keeps of the
+    data; the same at every number of ranks and workers."""
+
+    epoch: int = 0
+    """From 0."""
+    pack: int = 0
+    """Packs of the epoch that are done; always less than it has."""
 
 
 @dataclass(frozen=True)
-class DataSource:
-    """One dataset of the run."""
+class PlanCache:
+    """Where plans are kept, and who makes them.
 
-    store: TokenStore
-    source_id: int
-    """Index in the config's list of datasets."""
-    name: str
-    sample_ratio: float = 1.0
-    may_skip: bool = False
-    """`on_bad_record` is `skip`: a sample whose media can't be read is left out of its pack, and counted."""
+    Args:
+        folder: of all plans; each has a folder of its own name in it.
+        makes: this process plans; others wait for its files.
+    """
 
-
-@dataclass(frozen=True, eq=False)
-class EpochPlan:
-    """Packs of one epoch as they train: pack i is places `offsets[i]` to `offsets[i+1]`."""
-
-    offsets: np.ndarray
-    """(num_packs+1,) int64."""
-    sources: np.ndarray
-    """(num_samples,) int32 position in the list of sources, in pack order."""
-    samples: np.ndarray
-    """(num_samples,) int64 index in that source's store, in pack order."""
-    num_tokens: int
-    fill: float
-    """Real tokens / room in all packs, in (0, 1]."""
-
-    @property
-    def num_packs(self) -> int:
-        return len(self.offsets) - 1
+    folder: Path
+    makes: bool = True
 
 
 class RunData:
@@ -67,6 +65,12 @@ class RunData:
         data_rank: this rank among the data ranks, from 0.
         data_world: number of data ranks.
         seed: the run's seed.
+        packer_identity: changes with anything that changes the packer's result.
+        plan_cache: keeps plans for other ranks and later starts; None plans in memory.
+        last_epoch: the run's last, where it is known.
+        sample_costs: what packs are dealt to ranks by; None: their tokens.
+        num_workers: processes that make batches; 0 makes them in a thread.
+        pin_memory: give batches in page-locked memory.
 
     Raises:
         ConfigError: `global_batch_size` is not a multiple of `data_world`.
@@ -84,131 +88,174 @@ class RunData:
         data_rank: int = 0,
         data_world: int = 1,
         seed: int = 0,
+        packer_identity: str = "",
+        plan_cache: PlanCache | None = None,
+        last_epoch: int | None = None,
+        sample_costs: SampleCosts | None = None,
+        num_workers: int = 0,
+        pin_memory: bool = False,
     ) -> None:
         _check_batch_size(global_batch_size, data_world)
-        self._max_tiles: int | None = getattr(collator, "max_tiles_per_pack", None)
-        for source in sources:
-            _check_lengths(source, pack_max_length)
-            _check_tiles(source, self._max_tiles)
         self.sources = tuple(sources)
         self.pack_max_length = pack_max_length
         self.global_batch_size = global_batch_size
         self.micro_batches_per_step = global_batch_size // data_world
-        self._packer = packer
-        self._collator = collator
+        self.planner = EpochPlanner(
+            self.sources,
+            packer=packer,
+            pack_max_length=pack_max_length,
+            seed=seed,
+            max_tiles=getattr(collator, "max_tiles_per_pack", None),
+            packer_identity=packer_identity,
+            folder=plan_cache.folder if plan_cache else None,
+            makes=plan_cache.makes if plan_cache else True,
+            last_epoch=last_epoch,
+        )
+        self._sample_costs = sample_costs
         self._data_rank = data_rank
         self._data_world = data_world
-        self._seed = seed
-        self._plan: tuple[int, EpochPlan] | None = None
-        self._thread: ThreadPoolExecutor | None = None
-        self._next: tuple[tuple[int, int], Future[list[Batch]]] | None = None
+        self._loader = StepLoader(
+            BatchMaker(self.sources, collator),
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            # A worker makes one pack at a time: twice as many packs as workers keep all of them busy.
+            steps_ahead=min(max(2, -(-2 * num_workers // self.micro_batches_per_step)), 32),
+        )
+        self._expected: Cursor | None = None
 
     def plan_epoch(self, epoch: int) -> EpochPlan:
-        """The plan of `epoch` (from 0), the same on every rank; the last one is kept."""
-        if self._plan is None or self._plan[0] != epoch:
-            self._plan = (epoch, self._make_plan(epoch))
-        return self._plan[1]
+        """The plan of `epoch` (from 0), the same on every rank."""
+        return self.planner.plan(epoch)
 
     def steps_per_epoch(self, epoch: int) -> int:
         """Optimizer steps of `epoch`.
 
         No pack is dropped: the last step may hold fewer, and fillers for the rest.
         """
-        return math.ceil(self.plan_epoch(epoch).num_packs / self.global_batch_size)
+        return math.ceil(self.planner.num_packs(epoch) / self.global_batch_size)
+
+    def steps_from(self, cursor: Cursor, num_epochs: int) -> int:
+        """Optimizer steps from `cursor` to the end of `num_epochs` epochs."""
+        if cursor.epoch >= num_epochs:
+            return 0
+        # From the last: what a cutting packer keeps is passed on, so it says the earlier ones too.
+        epochs = reversed(range(cursor.epoch + 1, num_epochs))
+        later = sum(self.steps_per_epoch(epoch) for epoch in epochs)
+        rest = self.planner.num_packs(cursor.epoch) - cursor.pack
+        return later + math.ceil(rest / self.global_batch_size)
+
+    def next_cursor(self, cursor: Cursor) -> Cursor:
+        """Where the step after the one at `cursor` begins; past the last pack, the next epoch."""
+        pack = cursor.pack + self.global_batch_size
+        if pack < self.planner.num_packs(cursor.epoch):
+            return Cursor(cursor.epoch, pack)
+        return Cursor(cursor.epoch + 1, 0)
+
+    def nearest_cursor(self, cursor: Cursor) -> Cursor:
+        """`cursor`, or the next epoch's start where the epoch has no such pack."""
+        if cursor.pack < self.planner.num_packs(cursor.epoch):
+            return cursor
+        return Cursor(cursor.epoch + 1, 0)
+
+    def batches_at(self, cursor: Cursor, *, steps_left: int | None = None) -> list[Batch]:
+        """This rank's micro-batches of the step at `cursor`; as many on every rank and in every step.
+
+        The steps after it are prepared in the background meanwhile. Call from one thread.
+
+        Args:
+            cursor: any; where it is not the one that follows, preparing starts anew.
+            steps_left: steps that will be asked for, this one included: no more are prepared.
+        """
+        if cursor != self._expected:
+            num_packs = self.planner.num_packs(cursor.epoch)
+            if not 0 <= cursor.pack < num_packs:
+                raise IndexError(
+                    f"pack {cursor.pack} of epoch {cursor.epoch}, which has {num_packs}"
+                )
+            self._loader.start(islice(self._steps(cursor), steps_left))
+        batches = self._loader.next_step()
+        last = steps_left == 1
+        self._expected = None if last else self.next_cursor(cursor)
+        return batches
 
     def micro_batches(self, epoch: int, step_in_epoch: int) -> list[Batch]:
-        """This rank's micro-batches of a step (from 0); as many on every rank and in every step.
-
-        The step after it is prepared in the background meanwhile. Call from one thread.
-        """
+        """`batches_at` by number of the step in its epoch; nothing of the next epoch is prepared."""
         num_steps = self.steps_per_epoch(epoch)
         if not 0 <= step_in_epoch < num_steps:
             raise IndexError(f"step {step_in_epoch} of epoch {epoch}, which has {num_steps}")
-        plan = self.plan_epoch(epoch)
-        prepared, self._next = self._next, None
-        if prepared is not None and prepared[0] == (epoch, step_in_epoch):
-            batches = prepared[1].result()
-        else:
-            batches = self._collate_step(plan, step_in_epoch)
-        if step_in_epoch + 1 < num_steps:
-            if self._thread is None:
-                self._thread = ThreadPoolExecutor(1, thread_name_prefix="pegboard-data")
-            future = self._thread.submit(self._collate_step, plan, step_in_epoch + 1)
-            self._next = ((epoch, step_in_epoch + 1), future)
-        return batches
+        cursor = Cursor(epoch, step_in_epoch * self.global_batch_size)
+        return self.batches_at(cursor, steps_left=num_steps - step_in_epoch)
+
+    def start_workers(self, *, wait: bool = False) -> None:
+        """Start worker processes early, as they take seconds to come up; `wait` until they are."""
+        self._loader.start_workers(wait=wait)
 
     def close(self) -> None:
-        """Stop the background thread; a later call starts it again."""
-        self._next = None
-        if self._thread is not None:
-            self._thread.shutdown(wait=True, cancel_futures=True)
-            self._thread = None
+        """Stop the background work; a later call starts it again."""
+        self._expected = None
+        self.planner.stop()
+        self._loader.close()
+        self.planner.resume()
 
-    def _make_plan(self, epoch: int) -> EpochPlan:
-        chosen = [
-            sample_indices(len(source.store), source.sample_ratio, self._seed, source.name, epoch)
-            for source in self.sources
-        ]
-        num_samples = sum(len(samples) for samples in chosen)
-        if num_samples == 0:
-            names = ", ".join(
-                f"{source.name} (sample_ratio {source.sample_ratio})" for source in self.sources
-            )
-            raise DataError(
-                f"datasets: epoch {epoch} has no samples to train on; datasets: {names or 'none'}"
-            )
-        samples = np.concatenate(chosen)
-        sources = np.repeat(np.arange(len(chosen), dtype=np.int32), [len(part) for part in chosen])
-        lengths = np.concatenate(
-            [source.store.lengths[part] for source, part in zip(self.sources, chosen, strict=True)]
-        )
-        seed = derive_seed("packs", self._seed, epoch)
-        room = self._room_taken(lengths, chosen)
-        packs = self._packer.plan(room, self.pack_max_length, seed)
-        num_tokens = int(lengths.sum())
-        room = (len(packs.offsets) - 1) * self.pack_max_length
-        return EpochPlan(
-            packs.offsets,
-            sources[packs.samples],
-            samples[packs.samples],
-            num_tokens,
-            num_tokens / room,
-        )
+    def _steps(self, cursor: Cursor) -> Iterator[list[Pieces]]:
+        """This rank's packs of each step from `cursor` on; planning happens in here."""
+        while True:
+            yield self._share(cursor)
+            following = self.next_cursor(cursor)
+            if following.epoch != cursor.epoch:
+                # Other ranks are a few steps behind: in the epoch that ends, or, where epochs are
+                # short, in one further back.
+                long = self.steps_per_epoch(cursor.epoch) > _STEPS_APART
+                self.planner.forget_before(cursor.epoch - (0 if long else _STEPS_APART))
+            cursor = following
 
-    def _room_taken(self, lengths: np.ndarray, chosen: Sequence[np.ndarray]) -> np.ndarray:
-        """Lengths as a packer sees them: a sample takes the larger of its share of a pack's tokens and of its
-        tiles, so no pack has more of either than it may; equal to the lengths where tiles are few."""
-        most = self._max_tiles
-        if most is None or all(source.store.num_tiles is None for source in self.sources):
-            return lengths
-        tiles = np.concatenate(
-            [
-                np.zeros(len(part), np.int64)
-                if source.store.num_tiles is None
-                else source.store.num_tiles[part].astype(np.int64)
-                for source, part in zip(self.sources, chosen, strict=True)
-            ]
-        )
-        return np.maximum(lengths, -(-tiles * self.pack_max_length // most))
+    def _share(self, cursor: Cursor) -> list[Pieces]:
+        plan = self.plan_epoch(cursor.epoch)
+        end = min(cursor.pack + self.global_batch_size, plan.num_packs)
+        offsets = plan.offsets[cursor.pack : end + 1].astype(np.int64)
+        pieces = plan.pieces.part(int(offsets[0]), int(offsets[-1]))
+        offsets -= offsets[0]
+        packs = range(self.global_batch_size)
+        if self._data_world > 1:
+            costs = np.zeros(self.global_batch_size)
+            costs[: end - cursor.pack] = np.add.reduceat(self._costs(pieces), offsets[:-1])
+            packs = deal_packs(costs, self._data_world)[self._data_rank].tolist()
+        # A pack past the last is a filler.
+        offsets = np.append(offsets, np.full(self.global_batch_size, offsets[-1]))
+        return [pieces.part(int(offsets[pack]), int(offsets[pack + 1])) for pack in packs]
 
-    def _collate_step(self, plan: EpochPlan, step: int) -> list[Batch]:
-        first = step * self.global_batch_size + self._data_rank
-        packs = range(first, (step + 1) * self.global_batch_size, self._data_world)
-        return [self._collator(self._examples(plan, pack)) for pack in packs]
+    def _costs(self, pieces: Pieces) -> np.ndarray:
+        """(n,) float64 cost of each piece."""
+        lengths = np.empty(len(pieces.samples), dtype=np.float64)
+        tiles = np.zeros(len(pieces.samples), dtype=np.float64)
+        for position, source in enumerate(self.sources):
+            mine = pieces.sources == position
+            samples = pieces.samples[mine]
+            lengths[mine] = source.store.lengths[samples]
+            if source.store.num_tiles is not None:
+                tiles[mine] = source.store.num_tiles[samples]
+        if pieces.starts is not None and pieces.stops is not None:
+            lengths = (pieces.stops - pieces.starts).astype(np.float64)
+        return lengths if self._sample_costs is None else self._sample_costs(lengths, tiles)
 
-    def _examples(self, plan: EpochPlan, pack: int) -> list[Example]:
-        """Examples of a pack; none past the last."""
-        if pack >= plan.num_packs:
-            return []
-        span = slice(int(plan.offsets[pack]), int(plan.offsets[pack + 1]))
-        examples = []
-        for position, index in zip(
-            plan.sources[span].tolist(), plan.samples[span].tolist(), strict=True
-        ):
-            source = self.sources[position]
-            example = source.store[index]
-            examples.append(replace(example, source_id=source.source_id, may_skip=source.may_skip))
-        return examples
+
+def deal_packs(costs: np.ndarray, num_ranks: int) -> np.ndarray:
+    """(num_ranks, packs per rank) int64 numbers of packs: who trains which, in which order.
+
+    Ranks wait for each other in every micro-batch and at the end of the step, so packs go out from
+    the costliest down, a round at a time, and in each round the rank that has least gets the most.
+
+    Args:
+        costs: (num_packs,) of one step; a multiple of `num_ranks`.
+    """
+    rounds = np.argsort(-costs, kind="stable").reshape(-1, num_ranks)
+    dealt = np.empty((num_ranks, len(rounds)), dtype=np.int64)
+    loads = np.zeros(num_ranks)
+    for number, packs in enumerate(rounds):
+        ranks = np.argsort(loads, kind="stable")
+        dealt[ranks, number] = packs
+        loads[ranks] += costs[packs]
+    return dealt
 
 
 def _check_batch_size(global_batch_size: int, data_world: int) -> None:
@@ -220,24 +267,3 @@ def _check_batch_size(global_batch_size: int, data_world: int) -> None:
         f"global_batch_size: {global_batch_size} packs can't be shared by {data_world} data ranks; "
         f"the nearest sizes that can: {' and '.join(nearest)}"
     )
-
-
-def _check_lengths(source: DataSource, pack_max_length: int) -> None:
-    lengths = source.store.lengths
-    if len(lengths) and int(lengths.max()) > pack_max_length:
-        index = int(np.argmax(lengths > pack_max_length))
-        raise DataError(
-            f"{source.store.key(index)}: {int(lengths[index])} tokens, over pack_max_length "
-            f"{pack_max_length}; set max_length of the tokenize_fn of dataset {source.name!r} to "
-            f"at most {pack_max_length}"
-        )
-
-
-def _check_tiles(source: DataSource, most: int | None) -> None:
-    tiles = source.store.num_tiles
-    if most is not None and tiles is not None and int(tiles.max()) > most:
-        index = int(np.argmax(tiles > most))
-        raise DataError(
-            f"{source.store.key(index)}: {int(tiles[index])} image tiles, over max_tiles_per_pack {most} "
-            "of dataloader.collator; raise it, or lower max_dynamic_patch of the tokenize_fn"
-        )

@@ -70,7 +70,17 @@ def prepare_sources(
     for source_id, entry in enumerate(entries):
         store = _prepare(entry, cache, tokenizer, model, num_workers, limit)
         may_skip = entry.on_bad_record != "error"
-        sources.append(DataSource(store, source_id, entry.name, entry.sample_ratio, may_skip))
+        sources.append(
+            DataSource(
+                store,
+                source_id,
+                entry.name,
+                sample_ratio=entry.sample_ratio,
+                may_skip=may_skip,
+                draw=entry.sample_draw,
+                token_weight=entry.token_weight,
+            )
+        )
     return sources
 
 

@@ -84,9 +84,20 @@ class DatasetEntry(ComponentConfig):
         gt=0,
         description="Times each record is seen per epoch; 0.5 is every other one.",
     )
+    sample_draw: Literal["rotate", "redraw", "fixed"] = Field(
+        default="rotate",
+        description="Which records an epoch takes where it does not take all: rotate, the next ones of "
+        "one shuffled order, so that all have their turn; redraw, drawn anew; fixed, the same ones.",
+    )
+    token_weight: float | None = Field(
+        default=None,
+        gt=0,
+        description="Share of the epoch's tokens, against the other datasets' token_weight; instead of "
+        "sample_ratio. The epoch has as many tokens as all the datasets together.",
+    )
     on_bad_record: BadRecordPolicy = Field(
         default="error",
-        description='Stop at a bad record, or leave bad ones out, counted and listed: all of them '
+        description="Stop at a bad record, or leave bad ones out, counted and listed: all of them "
         'with "skip", a number with {"count": 100} or {"share": 0.001}.',
     )
     record_schema: str | None = Field(
@@ -117,7 +128,12 @@ class DataLoading(ComponentConfig):
         default_factory=_named(DEFAULT_COLLATOR),
         description="Makes a batch of a pack; default: one that provides what the model needs.",
     )
-    num_workers: int = Field(default=0, ge=0, description="Processes that tokenize; 0 is none.")
+    num_workers: int = Field(
+        default=0,
+        ge=0,
+        description="Processes that tokenize, and, on each rank, that make batches; 0 is none: a thread "
+        "makes them, which does for text.",
+    )
 
 
 class Precision(ComponentConfig):
@@ -225,6 +241,11 @@ class RunConfig(ComponentConfig):
     )
     max_grad_norm: float | None = Field(
         default=1.0, gt=0, description="Global norm that gradients are clipped to; null: never."
+    )
+    on_changed_data: Literal["error", "continue"] = Field(
+        default="error",
+        description="When a run is resumed with other data, packing, seed or global_batch_size: stop, "
+        "or go on at the same place of the new order.",
     )
     global_batch_size: int = Field(
         default=1, ge=1, description="Packs per optimizer step, over all ranks."

@@ -7,7 +7,6 @@ samples are packed or accumulated, up to rounding.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import signal
@@ -29,9 +28,11 @@ from pegboard.assemble import (
     use_all_cores,
 )
 from pegboard.contracts import Batch, ModelOutput, Tokenizer
-from pegboard.data_loading import DataSource
+from pegboard.data_loading import Cursor, DataSource
+from pegboard.data_report import describe_plan
+from pegboard.data_state import cursor_of, data_state
 from pegboard.device import local_device, peak_memory_gib
-from pegboard.errors import CheckpointError, TrainingError
+from pegboard.errors import TrainingError
 from pegboard.evaluation import Evaluator
 from pegboard.parallel import (
     Ranks,
@@ -143,14 +144,26 @@ class Trainer:
         self.tokenizer, self.weights, self.metrics_log = tokenizer, weights, metrics_log
         self.source_names = [source.name for source in sources]
         self.data = build_run_data(
-            run, ranks, sources, tokenizer, global_batch_size=run.global_batch_size
+            run,
+            ranks,
+            sources,
+            tokenizer,
+            global_batch_size=run.global_batch_size,
+            last_epoch=run.epoch_num - 1 if run.epoch_num else None,
+            num_workers=run.dataloader.num_workers,
         )
+        self.data.start_workers()  # they come up while the model loads
         self.model: ModelOnRanks = build_model(run, ranks, tokenizer, weights)
         self.step_states = StepStates(self.model.module, ranks)
         self.evaluator: Evaluator | None = None
         if eval_sources:
             data = build_run_data(
-                run, ranks, eval_sources, tokenizer, global_batch_size=ranks.world_size
+                run,
+                ranks,
+                eval_sources,
+                tokenizer,
+                global_batch_size=ranks.world_size,
+                last_epoch=0,
             )
             names = [source.name for source in eval_sources]
             self.evaluator = Evaluator(self.model, ranks, data, names)
@@ -160,15 +173,17 @@ class Trainer:
         self.once_per_step = reduce_once_per_step(
             run.parallel.gradient_reduction, self.model.module, ranks.device
         )
-        self.total_steps = run.total_steps or self._steps_of_epochs(run.epoch_num or 1)
-        self.schedule = run.lr_schedule.build(self.total_steps)
-        self.step, self.epoch, self.step_in_epoch = 0, 0, 0
+        self.step, self.cursor = 0, Cursor()
+        self._set_length()
         self.bad_steps_in_a_row, self.bad_steps = 0, 0
-        self._plan_identity = _plan_identity(run, sources)
         self._stop_asked = False
 
-    def _steps_of_epochs(self, epochs: int) -> int:
-        return sum(self.data.steps_per_epoch(epoch) for epoch in range(epochs))
+    def _set_length(self) -> None:
+        """From where the run stands: its steps in all, and the schedule over them."""
+        run = self.run
+        rest = self.data.steps_from(self.cursor, run.epoch_num or 1) if run.epoch_num else 0
+        self.total_steps = run.total_steps or self.step + rest
+        self.schedule = run.lr_schedule.build(max(self.total_steps, 1))
 
     def fit(self, *, resume: bool = False) -> None:
         """Train to the last step, or to the end of the step in which a SIGTERM came."""
@@ -179,17 +194,24 @@ class Trainer:
             f"rank(s), {self.total_steps} steps, gradients reduced "
             f"{'once per step' if self.once_per_step else 'with each micro-batch'}; run folder {self.run_dir}"
         )
+        if self.step < self.total_steps:
+            for line in describe_plan(
+                self.data.sources,
+                self.data.plan_epoch(self.cursor.epoch),
+                global_batch_size=self.run.global_batch_size,
+            ):
+                logger.info(line)
         previous = signal.signal(signal.SIGTERM, self._on_sigterm)
         bar = progress_bar(self.total_steps, self.step, shown=self.ranks.rank == 0)
         started, started_at = time.perf_counter(), self.step
         try:
             while self.step < self.total_steps:
                 begin = time.perf_counter()
-                batches = self.data.micro_batches(self.epoch, self.step_in_epoch)
+                batches = self.data.batches_at(self.cursor, steps_left=self.total_steps - self.step)
                 waited = time.perf_counter() - begin
                 result = self.train_step(batches)
-                epoch = self.epoch
-                self._advance()
+                epoch = self.cursor.epoch
+                self.step, self.cursor = self.step + 1, self.data.next_cursor(self.cursor)
                 self._guard_finite(result)
                 elapsed = time.perf_counter() - begin
                 pace = (time.perf_counter() - started) / (self.step - started_at)
@@ -212,12 +234,6 @@ class Trainer:
             if self.evaluator:
                 self.evaluator.data.close()
             signal.signal(signal.SIGTERM, previous)
-
-    def _advance(self) -> None:
-        self.step += 1
-        self.step_in_epoch += 1
-        if self.step_in_epoch == self.data.steps_per_epoch(self.epoch):
-            self.epoch, self.step_in_epoch = self.epoch + 1, 0
 
     def train_step(self, batches: Sequence[Batch]) -> StepResult:
         """One optimizer step over this rank's micro-batches. Collective."""
@@ -258,6 +274,7 @@ class Trainer:
             "tokens": 0.0,
             "samples": 0.0,
             "skipped_samples": 0.0,
+            "supervised": 0.0,
             "stop_asked": float(self._stop_asked),
         }
         for batch in batches:
@@ -267,6 +284,7 @@ class Trainer:
             own["tokens"] = float(batch.num_tokens)
             own["samples"] = float(len(batch.keys))
             own["skipped_samples"] = float(batch.num_skipped)
+            own["supervised"] = float(len(batch.targets.labels_K))
             for name, value in own.items():
                 counts[name] = counts.get(name, 0.0) + value
         return sum_over_ranks(counts, self.ranks)
@@ -329,10 +347,7 @@ class Trainer:
                     train_state={
                         "step": self.step,
                         "bad_steps": self.bad_steps,
-                        "global_batch_size": self.run.global_batch_size,
-                        "epoch": self.epoch,
-                        "step_in_epoch": self.step_in_epoch,
-                        "plan": self._plan_identity,
+                        **data_state(self.data, self.cursor),
                     },
                 )
             )
@@ -345,13 +360,11 @@ class Trainer:
             logger.warning(f"--resume: no checkpoint under {self.run_dir}; starting at step 0")
             return
         state = load_train_state(folder, self.model.module, self.optimizer)
-        if state["plan"] != self._plan_identity:
-            raise CheckpointError(
-                f"{folder}: was made with other data, packing, seed or global_batch_size; resume with the "
-                "config it was made with, or start a new run with load_from"
-            )
         self.step, self.bad_steps = int(state["step"]), int(state["bad_steps"])
-        self.epoch, self.step_in_epoch = int(state["epoch"]), int(state["step_in_epoch"])
+        self.cursor = cursor_of(
+            state, self.data, folder, go_on=self.run.on_changed_data == "continue"
+        )
+        self._set_length()
         logger.info(f"resumed from {folder} at step {self.step}")
         if self.step >= self.total_steps:
             logger.warning(
@@ -362,15 +375,3 @@ class Trainer:
     def _on_sigterm(self, signum: int, frame: Any) -> None:
         del signum, frame
         self._stop_asked = True  # told to the others with the next step's counts
-
-
-def _plan_identity(run: RunConfig, sources: Sequence[DataSource]) -> str:
-    """Changes with anything that changes which samples a step sees."""
-    digest = hashlib.sha256()
-    for source in sources:
-        digest.update(f"{source.name}\0{source.sample_ratio}\0".encode())
-        digest.update(source.store.lengths.tobytes())
-    packer = run.dataloader.packer
-    digest.update(f"{type(packer).__name__} {packer.config!r}".encode())
-    digest.update(f"{run.dataloader.pack_max_length} {run.seed} {run.global_batch_size}".encode())
-    return digest.hexdigest()[:32]

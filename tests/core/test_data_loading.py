@@ -1,20 +1,24 @@
-"""Packs come in one global order at every world size; samples train as often as ratios say."""
+"""Steps hold the same packs at every world size and number of workers; samples train as often as
+ratios say, none is dropped and none repeated to fill up."""
 
 from __future__ import annotations
 
+import dataclasses
+import multiprocessing
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from pegboard import Batch, ConfigError, DataError, Example, SampleKey
-from pegboard.data_loading import DataSource, RunData
+from pegboard.data_loading import Cursor, DataSource, RunData, deal_packs
 from pegboard.token_store import TokenStore, build_store
 from pegboard_plugins.collators.component import SFTLLMCollator
-from pegboard_plugins.packers.component import ExpandSoftPacker, SoftPacker
+from pegboard_plugins.packers.component import ExpandSoftPacker, NoPacker, SoftPacker
 
 PACK = 16
 
@@ -80,7 +84,9 @@ def run_data(
     return RunData(
         sources,
         packer=fields.pop("packer", ExpandSoftPacker(ExpandSoftPacker.Config())).build(),
-        collator=SFTLLMCollator(SFTLLMCollator.Config()).build(pad_token_id=0),
+        collator=fields.pop(
+            "collator", SFTLLMCollator(SFTLLMCollator.Config()).build(pad_token_id=0)
+        ),
         pack_max_length=fields.pop("pack_max_length", PACK),
         global_batch_size=batch,
         data_rank=rank,
@@ -104,8 +110,13 @@ def test_every_sample_trains_as_often_as_its_ratio_says(stores: dict[str, TokenS
         assert sorted(by_source["b"]) == [2] * 17 + [3] * 16
 
 
+def rows(batches: Iterable[Batch]) -> list[Any]:
+    """What a step trains on, in no order."""
+    return sorted((batch.keys, batch.input_ids_T.tolist()) for batch in batches)
+
+
 @pytest.mark.parametrize("world", [2, 4])
-def test_the_global_order_of_packs_is_the_same_at_every_world_size(
+def test_a_step_holds_the_same_packs_at_every_world_size(
     stores: dict[str, TokenStore], world: int
 ) -> None:
     alone = epoch_of(run_data(stores))
@@ -113,10 +124,184 @@ def test_the_global_order_of_packs_is_the_same_at_every_world_size(
     for step, expected in enumerate(alone):
         shares = [rank[step] for rank in ranks]
         assert all(len(share) == 4 // world for share in shares)
-        merged = [shares[i % world][i // world] for i in range(4)]
-        assert [batch.keys for batch in merged] == [batch.keys for batch in expected]
-        for a, b in zip(merged, expected, strict=True):
-            assert np.array_equal(a.input_ids_T, b.input_ids_T)
+        assert rows(batch for share in shares for batch in share) == rows(expected)
+
+
+def test_a_single_rank_trains_packs_in_the_order_of_the_plan(
+    stores: dict[str, TokenStore],
+) -> None:
+    data = run_data(stores)
+    plan = data.plan_epoch(0)
+    found = [key for step in epoch_of(data) for batch in step for key in batch.keys]
+    names = list(stores)
+    planned = [
+        stores[names[source]].key(sample)
+        for source, sample in zip(plan.sources.tolist(), plan.samples.tolist(), strict=True)
+    ]
+    assert found == planned
+
+
+def test_workers_change_nothing(stores: dict[str, TokenStore]) -> None:
+    expected = epoch_of(run_data(stores, batch=6))
+    data = run_data(stores, batch=6, num_workers=1)
+    try:
+        data.start_workers(wait=True)
+        found = epoch_of(data)
+        again = data.micro_batches(0, 3)
+    finally:
+        data.close()
+    assert [[vars_of(b) for b in step] for step in found] == [
+        [vars_of(b) for b in step] for step in expected
+    ]
+    assert [vars_of(b) for b in again] == [vars_of(b) for b in expected[3]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_four_workers_and_any_number_of_ranks_give_the_same_steps(
+    stores: dict[str, TokenStore], world: int
+) -> None:
+    expected = epoch_of(run_data(stores))
+    for workers in (0, 1, 4):
+        ranks = [
+            run_data(stores, rank=rank, world=world, num_workers=workers) for rank in range(world)
+        ]
+        try:
+            for rank in ranks:
+                rank.start_workers(wait=True)
+            steps = [epoch_of(rank) for rank in ranks]
+        finally:
+            for rank in ranks:
+                rank.close()
+        for number, one in enumerate(expected):
+            assert rows(batch for share in steps for batch in share[number]) == rows(one)
+
+
+def vars_of(batch: Batch) -> dict[str, Any]:
+    """Everything in a batch, in comparable form."""
+
+    def plain(value: Any) -> Any:
+        return (str(value.dtype), value.tolist()) if isinstance(value, torch.Tensor) else value
+
+    fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    targets = {name: plain(value) for name, value in fields.pop("targets")._asdict().items()}
+    return {name: plain(value) for name, value in fields.items()} | targets
+
+
+def test_a_worker_that_dies_is_an_error_and_no_hang(stores: dict[str, TokenStore]) -> None:
+    data = run_data(stores, num_workers=1)
+    try:
+        data.start_workers(wait=True)
+        for child in multiprocessing.active_children():
+            child.kill()
+        with pytest.raises(DataError, match="data worker process died"):
+            epoch_of(data)
+    finally:
+        data.close()
+
+
+def test_an_error_in_the_background_is_raised_where_the_step_is_asked_for(
+    stores: dict[str, TokenStore],
+) -> None:
+    data = run_data(stores, collator=Refusing(5))
+    with pytest.raises(DataError, match="no more than 5"):
+        epoch_of(data)
+    data.close()
+
+
+class Refusing:
+    """A collator that fails after a number of packs."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.calls = limit, 0
+        self.collate = SFTLLMCollator(SFTLLMCollator.Config()).build(pad_token_id=0)
+
+    def __call__(self, examples: Sequence[Example]) -> Batch:
+        self.calls += 1
+        if self.calls > self.limit:
+            raise DataError(f"no more than {self.limit}")
+        return self.collate(examples)
+
+
+def test_packs_are_dealt_so_that_ranks_take_as_long() -> None:
+    rng = np.random.default_rng(0)
+    for num_ranks, rounds in ((2, 3), (4, 4), (8, 16)):
+        costs = rng.lognormal(0, 1, num_ranks * rounds)
+        dealt = deal_packs(costs, num_ranks)
+        assert sorted(dealt.ravel().tolist()) == list(range(len(costs)))
+        assert dealt.shape == (num_ranks, rounds)
+        even = costs.sum() / num_ranks
+        worst = costs[dealt].sum(axis=1).max()
+        assert worst <= max(1.1 * even, costs.max() * 1.5)
+        assert worst <= costs.reshape(rounds, num_ranks).sum(axis=0).max()
+        # In each round the packs cost about the same: ranks wait for each other there, too.
+        spread = costs[dealt].max(axis=0) - costs[dealt].min(axis=0)
+        assert (
+            spread[:-1] <= costs[dealt].max(axis=0)[:-1] - costs[dealt].max(axis=0)[1:] + 1e-9
+        ).all()
+
+
+def test_ranks_are_balanced_by_what_the_model_says_a_sample_costs(
+    stores: dict[str, TokenStore],
+) -> None:
+    def square(lengths: np.ndarray, tiles: np.ndarray) -> np.ndarray:
+        assert not tiles.any()
+        return lengths**2
+
+    def worst(costs: Any) -> float:
+        """Sum over steps of the costliest rank's cost, over an even share."""
+        ranks = [
+            run_data(
+                stores,
+                rank=r,
+                world=2,
+                batch=8,
+                packer=NoPacker(NoPacker.Config()),
+                sample_costs=costs,
+            )
+            for r in range(2)
+        ]
+        total = 0.0
+        for steps in zip(*map(epoch_of, ranks), strict=True):
+            loads = [sum(float(b.num_tokens) ** 2 for b in share) for share in steps]
+            total += max(loads) / (sum(loads) / 2)
+        return total
+
+    assert worst(square) < worst(lambda lengths, tiles: np.ones_like(lengths))
+
+
+def test_a_cursor_goes_from_the_last_pack_of_an_epoch_to_the_first_of_the_next(
+    stores: dict[str, TokenStore],
+) -> None:
+    data = run_data(stores, batch=7)
+    cursor, seen = Cursor(), []
+    for _ in range(data.steps_per_epoch(0) + data.steps_per_epoch(1)):
+        seen.append(cursor)
+        assert data.batches_at(cursor)
+        cursor = data.next_cursor(cursor)
+    data.close()
+    assert cursor == Cursor(2, 0)
+    assert [c for c in seen if c.pack == 0] == [Cursor(0, 0), Cursor(1, 0)]
+    assert data.steps_from(Cursor(), 2) == len(seen)
+    assert [data.steps_from(c, 2) for c in seen] == list(range(len(seen), 0, -1))
+    assert data.steps_from(Cursor(2, 0), 2) == 0
+
+
+def test_the_order_of_packs_does_not_depend_on_the_batch_size(
+    stores: dict[str, TokenStore],
+) -> None:
+    """So a run goes on with another batch size and no sample is lost or seen twice."""
+
+    def keys(data: RunData, cursor: Cursor) -> list[Any]:
+        found = []
+        while cursor.epoch == 0:
+            found += [batch.keys for batch in data.batches_at(cursor) if batch.keys]
+            cursor = data.next_cursor(cursor)
+        data.close()
+        return found
+
+    whole = keys(run_data(stores, batch=2), Cursor())
+    assert keys(run_data(stores, batch=6), Cursor(0, 10)) == whole[10:]
 
 
 def test_a_batch_holds_what_the_store_holds(stores: dict[str, TokenStore]) -> None:
@@ -166,15 +351,6 @@ def test_any_step_can_be_asked_for_first(stores: dict[str, TokenStore]) -> None:
     assert [b.keys for b in data.micro_batches(0, 1)] == [b.keys for b in whole[1]]
     with pytest.raises(IndexError, match="which has"):
         data.micro_batches(0, len(whole))
-
-
-def test_the_next_step_is_prepared_in_the_background(stores: dict[str, TokenStore]) -> None:
-    """The step comes from the thread: it is the very list that the thread made."""
-    data = run_data(stores)
-    data.micro_batches(0, 0)
-    assert data._next is not None
-    prepared = data._next[1].result(timeout=30)
-    assert data.micro_batches(0, 1) is prepared
 
 
 @pytest.mark.parametrize(

@@ -278,7 +278,7 @@ def test_the_resolved_dump_names_every_part_and_loads_to_the_same(load: Loader) 
     assert load(resolved).resolved == resolved
     assert resolved["datasets"][0]["dataset"] == {
         "class_name": "Lines", "name": "x", "sample_ratio": 2.0, "on_bad_record": "skip",
-        "record_schema": None,
+        "record_schema": None, "sample_draw": "rotate", "token_weight": None,
         "anno_path": "data/chats.jsonl", "size": 1,
     }  # fmt: skip
     assert resolved["model"]["text_config"]["class_name"] == "TextNet"
@@ -441,6 +441,22 @@ def test_rules_between_parts_speak_beside_other_mistakes(load: Loader) -> None:
         "datasets[1].dataset.anno_path: no file (seed 42)",
     ):
         assert words in text, text
+
+
+def test_token_weights_are_for_all_datasets_or_none_and_instead_of_ratios(load: Loader) -> None:
+    config = minimal()
+    second = copy.deepcopy(config["datasets"][0])
+    second["dataset"] |= {"name": "second", "token_weight": 2, "sample_ratio": 0.5}
+    config["datasets"].append(second)
+    text = "\n".join(load.problems(config))
+    assert "datasets[0].dataset.token_weight: is missing, and [1] has one" in text
+    assert "datasets[1].dataset.sample_ratio: sample_ratio and token_weight are both set" in text
+    config["datasets"][0]["dataset"]["token_weight"] = 1
+    del second["dataset"]["sample_ratio"]
+    entries = load(config).run.datasets
+    assert [entry.token_weight for entry in entries] == [1.0, 2.0]
+    resolved = load(config).resolved
+    assert load(resolved).resolved == resolved
 
 
 def test_a_part_checks_its_surroundings_only_when_it_is_valid_itself(load: Loader) -> None:

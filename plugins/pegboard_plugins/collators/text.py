@@ -2,7 +2,8 @@
 
 Samples lie one after the other; position ids restart and `cu_seqlens` marks where. A token's label
 is the next token of the same sample, where the loss mask asks for it. Padding is a segment of its
-own at the end, without targets.
+own at the end, without targets. Where a packer cut a sample, the last token of the first part still
+predicts the first of the second: no target is lost, and none is learned across samples.
 
 Shape legend: T tokens of the row, K supervised positions, S samples.
 """
@@ -68,19 +69,25 @@ class TextCollator:
     def _targets(
         self, examples: Sequence[Example], ids_T: np.ndarray, lengths_S: np.ndarray
     ) -> Targets:
-        mask = np.zeros(len(ids_T), dtype=np.bool_)
+        num_tokens = int(lengths_S.sum())
+        ends_S = np.cumsum(lengths_S)
+        # What a position predicts stands one place further on; of a sample's last, only behind a cut.
+        predicts = np.zeros(num_tokens, dtype=np.bool_)
+        labels = np.empty(num_tokens, dtype=np.int64)
         if examples:
-            mask[: lengths_S.sum()] = np.concatenate([example.loss_mask for example in examples])
-            # Nothing predicts the first token of a sample: what stands before it is another sample.
-            mask[np.cumsum(lengths_S) - lengths_S] = False
-        labelled_K = np.flatnonzero(mask)
-        sample_K = np.repeat(np.arange(len(examples)), lengths_S)[labelled_K]
+            predicts[:-1] = np.concatenate([example.loss_mask for example in examples])[1:]
+            labels[:-1] = ids_T[1:num_tokens]
+            next_ids = [-1 if example.next_id is None else example.next_id for example in examples]
+            labels[ends_S - 1] = next_ids
+            predicts[ends_S - 1] = labels[ends_S - 1] >= 0
+        positions_K = np.flatnonzero(predicts)
+        sample_K = np.repeat(np.arange(len(examples)), lengths_S)[positions_K]
         sources = np.array([example.source_id for example in examples], dtype=np.int64)
         num_K = np.bincount(sample_K, minlength=1)[sample_K].astype(np.float64)
         power = {"token": 0.0, "square": -0.5, "sample": -1.0}[self.loss_reduction]
         return Targets(
-            positions_K=torch.from_numpy(labelled_K - 1),
-            labels_K=torch.from_numpy(ids_T[labelled_K]),
+            positions_K=torch.from_numpy(positions_K),
+            labels_K=torch.from_numpy(labels[positions_K]),
             weights_K=torch.from_numpy((num_K**power).astype(np.float32)),
             source_ids_K=torch.from_numpy(sources[sample_K]),
             scale=1.0,

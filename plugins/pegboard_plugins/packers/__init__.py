@@ -7,10 +7,13 @@ from collections.abc import Callable
 import pegboard
 from pegboard import PackerComponent
 
-from .component import ExpandSoftPacker, SoftPacker
+from .component import ExpandSoftPacker, HardPacker, NoPacker, SequentialPacker, SoftPacker
 
 
 @pegboard.hookimpl
 def register_packers(register: Callable[[type[PackerComponent]], None]) -> None:
     register(ExpandSoftPacker)
+    register(HardPacker)
+    register(NoPacker)
+    register(SequentialPacker)
     register(SoftPacker)
