@@ -21,6 +21,7 @@ from loguru import logger
 
 from pegboard.contracts import Dataset, TokenizeFn, Tokenizer
 from pegboard.data_loading import DataSource
+from pegboard.data_report import describe_store
 from pegboard.file_identity import content_hashes
 from pegboard.launch_errors import is_speaker
 from pegboard.record_tokenizing import (
@@ -55,6 +56,7 @@ def prepare_sources(
     model: ModelComponent,
     num_workers: int,
     limit: int | None = None,
+    log_counts: bool = True,
 ) -> list[DataSource]:
     """Tokenized datasets in the order of the config.
 
@@ -62,6 +64,7 @@ def prepare_sources(
         cache: folder of the stores, as `cache_folder` gives it.
         num_workers: processes that tokenize; 0: this one does.
         limit: take only so many records of each dataset.
+        log_counts: log what became of the records of each.
 
     Raises:
         DataError: a bad record (unless its dataset allows it), or a dataset without any sample.
@@ -69,6 +72,9 @@ def prepare_sources(
     sources = []
     for source_id, entry in enumerate(entries):
         store = _prepare(entry, cache, tokenizer, model, num_workers, limit)
+        if log_counts and is_speaker():
+            for line in describe_store(store):
+                logger.info(line)
         may_skip = entry.on_bad_record != "error"
         sources.append(
             DataSource(
@@ -115,12 +121,6 @@ def _prepare(
         os.utime(folder / USED_FILE)
     except OSError:
         pass  # a cache that only others may write
-    if is_speaker():
-        meta = store.meta
-        logger.info(
-            f"{entry.name}: {meta['num_samples']:,} samples of {meta['num_tokens']:,} tokens from "
-            f"{meta['num_records']:,} records, in {folder}"
-        )
     return store
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -172,6 +173,7 @@ class RecordSchema:
         import jsonschema
 
         self.schema = schema
+        self._origin = origin
         self._validator: Any = None
         cls = jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)
         try:
@@ -180,22 +182,36 @@ class RecordSchema:
             raise ConfigError(f"{origin}: not a JSON Schema: {_one_problem(error)}") from error
 
     def check(self, record: Any) -> None:
-        """DataError that quotes the field of `record` that doesn't fit."""
+        """Look at one record.
+
+        Raises:
+            DataError: it doesn't fit; the message quotes the field.
+            ConfigError: the schema points outside itself, or has a pattern that is none.
+        """
         import jsonschema
+        import referencing
 
         if self._validator is None:
-            import referencing
-
             cls = jsonschema.validators.validator_for(self.schema, jsonschema.Draft202012Validator)
             # An empty registry: jsonschema would fetch a reference by http otherwise.
             self._validator = cls(self.schema, registry=referencing.Registry())
-        if self._validator.is_valid(record):
-            return
-        problem = jsonschema.exceptions.best_match(self._validator.iter_errors(record))
+        try:
+            if self._validator.is_valid(record):
+                return
+            problem = jsonschema.exceptions.best_match(self._validator.iter_errors(record))
+        except referencing.exceptions.Unresolvable as error:
+            raise ConfigError(
+                f"{self._origin}: reference {error.ref!r} leads out of the schema; write what it "
+                'means under "$defs"'
+            ) from error
+        except re.error as error:
+            raise ConfigError(
+                f"{self._origin}: {error.pattern!r} is no pattern: {error.msg}"
+            ) from error
         raise DataError(_one_problem(problem))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"schema": self.schema, "_validator": None}
+        return {**self.__dict__, "_validator": None}
 
 
 def load_record_schema(path: str) -> RecordSchema:

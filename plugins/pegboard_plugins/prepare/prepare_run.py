@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from loguru import logger
 
 from pegboard.command import print_text
-from pegboard.data_report import describe_losses
+from pegboard.data_report import describe_store
 from pegboard.preparation import cache_folder, prepare_sources
 
 if TYPE_CHECKING:
@@ -47,8 +47,10 @@ def prepare_run(
             model=run.model,
             num_workers=num_workers,
             limit=limit,
+            log_counts=False,
         )
-        print_text("\n".join(describe_losses(sources)))
+        for source in sources:
+            print_text("\n".join(describe_store(source.store)))
 
 
 def _screen(message: object) -> None:

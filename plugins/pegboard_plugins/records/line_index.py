@@ -166,21 +166,16 @@ def _line_offsets(file: FileIO, num_threads: int) -> np.ndarray:
 
 def _line_ends(file: FileIO, start: int, stop: int) -> np.ndarray:
     """int64 places behind each newline of a range of bytes."""
-    block = np.empty(-(-_BLOCK_BYTES // 8) * 8, dtype=np.uint8)
-    is_newline = np.empty(len(block), dtype=np.bool_)
+    block = np.empty(_BLOCK_BYTES, dtype=np.uint8)
+    is_newline = np.empty(_BLOCK_BYTES, dtype=np.bool_)
     found = [np.empty(0, dtype=np.int64)]
     while start < stop:
-        count = os.preadv(
-            file.fileno(), [memoryview(block)[: min(stop - start, _BLOCK_BYTES)]], start
-        )
+        wanted = memoryview(block)[: min(stop - start, _BLOCK_BYTES)]
+        count = os.preadv(file.fileno(), [wanted], start)
         if not count:
             break  # it became shorter just now; reading a line says so
         np.equal(block, 0x0A, out=is_newline)
-        is_newline[count:] = False
-        # Newlines are few: look for them eight bytes at a time, then inside those eight.
-        words = np.flatnonzero(is_newline.view(np.uint64))
-        rows, columns = np.nonzero(is_newline.reshape(-1, 8)[words])
-        found.append(words[rows] * 8 + columns + (start + 1))
+        found.append(np.flatnonzero(is_newline[:count]) + (start + 1))
         start += count
     return np.concatenate(found)
 

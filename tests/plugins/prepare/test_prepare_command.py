@@ -1,0 +1,213 @@
+"""`pegboard prepare` makes the stores that training maps, and says what became of every record."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pegboard.cli import main
+from pegboard.token_store import open_store
+
+
+def write_config(tmp_path: Path, lines: list[Any], **dataset: Any) -> Path:
+    texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    (tmp_path / "data.jsonl").write_text("\n".join(texts) + "\n")
+    config = {
+        "work_dir": str(tmp_path / "work"),
+        "tokenizer": {"class_name": "ByteTokenizer"},
+        "model": {"class_name": "Qwen3", "vocab_size": 288, "hidden_size": 8,
+                  "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1,
+                  "num_key_value_heads": 1, "head_dim": 8},
+        "datasets": [{
+            "dataset": {"class_name": "JsonlDataset", "name": "chats",
+                        "anno_path": str(tmp_path / "data.jsonl"), **dataset},
+            "tokenize_fn": {"class_name": "ChatTokenizeFn", "max_length": 64},
+        }],
+        "dataloader": {"pack_max_length": 128},
+        "epoch_num": 1,
+    }  # fmt: skip
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    return path
+
+
+def chat(question: str, answer: str) -> dict[str, Any]:
+    return {
+        "messages": [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": answer},
+        ]
+    }
+
+
+CHATS = [chat("one", "two"), chat("three", "four"), chat("five", "six")]
+
+
+def stores(tmp_path: Path) -> list[Path]:
+    return sorted(meta.parent for meta in (tmp_path / "work" / ".token_store").glob("*/meta.json"))
+
+
+def prepare(config: Path, *words: str) -> int:
+    return main(["prepare", str(config), "--workers", "0", "--no-third-party", *words])
+
+
+def test_a_second_prepare_changes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config(tmp_path, CHATS)
+    assert prepare(config) == 0
+    (store,) = stores(tmp_path)
+    assert "chats: 3 records: 3 samples" in capsys.readouterr().out
+    made = (store / "meta.json").stat().st_ino
+    assert prepare(config) == 0
+    assert (store / "meta.json").stat().st_ino == made
+    assert stores(tmp_path) == [store]
+
+
+def test_the_counts_at_the_end_account_for_every_record(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [CHATS[0], "nonsense", chat("x" * 100, "never reached"), chat("a", "b" * 90), "[]"]
+    config = write_config(tmp_path, lines, on_bad_record="skip")
+    assert prepare(config) == 0
+    out = capsys.readouterr().out
+    (store,) = stores(tmp_path)
+    assert "chats: 5 records: 2 samples" in out
+    assert "chats: dropped: no supervised token 1" in out
+    assert "truncated 2" in out
+    assert "chats: 2 bad records, left out:" in out
+    assert f"  {tmp_path}/data.jsonl:2: invalid JSON" in out
+    assert f"  {tmp_path}/data.jsonl:5: found a JSON list" in out
+    meta = open_store(store).meta
+    assert meta["num_records"] == 5 == len(open_store(store)) + 1 + meta["num_bad"]
+
+
+def test_a_bad_record_that_is_not_allowed_is_one_line_and_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config(tmp_path, [*CHATS, "nonsense"])
+    assert prepare(config) == 2
+    assert f"{tmp_path}/data.jsonl:4: invalid JSON" in capsys.readouterr().err.splitlines()[-1]
+    assert prepare(config, "--set", 'datasets[0].dataset.on_bad_record={"share": 0.2}') == 2
+    assert "1 bad records among 4 of 4" in capsys.readouterr().err
+    assert prepare(config, "--set", 'datasets[0].dataset.on_bad_record={"count": 1}') == 0
+
+
+@pytest.mark.parametrize("policy", ['{"count": -1}', '{"share": 2}', "{}", '{"most": 1}', "3"])
+def test_a_policy_that_means_nothing_is_refused(
+    policy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config(tmp_path, CHATS)
+    assert prepare(config, "--set", f"datasets[0].dataset.on_bad_record={policy}") == 2
+    assert "on_bad_record" in capsys.readouterr().err
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_limit_takes_the_first_records_and_leaves_the_whole_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config(tmp_path, [*CHATS, "nonsense"])
+    assert prepare(config, "--limit", "2") == 0
+    assert "chats: 2 records: 2 samples" in capsys.readouterr().out
+    assert prepare(config, "--limit", "99") == 2
+    for wrong in ("0", "-1", "x"):
+        assert prepare(config, "--limit", wrong) == 2
+        assert "expected a whole number from 1 up" in capsys.readouterr().err
+
+
+def test_anything_that_changes_samples_makes_another_store_and_nothing_else_does(
+    tmp_path: Path,
+) -> None:
+    config = write_config(tmp_path, CHATS)
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "object"}')
+    template = tmp_path / "template.jinja"
+    template.write_text(
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}<|end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    changes = [
+        ["datasets[0].tokenize_fn.max_length=60"],
+        ['datasets[0].tokenize_fn.train_on="last"'],
+        [f"datasets[0].dataset.record_schema={schema}"],
+        ["datasets[0].dataset.max_records=2"],
+    ]
+    assert prepare(config) == 0
+    for number, change in enumerate(changes, start=2):
+        assert prepare(config, *(word for one in change for word in ("--set", one))) == 0
+        assert len(stores(tmp_path)) == number, change
+    for change in ("seed=9", "datasets[0].dataset.sample_ratio=2", "datasets[0].dataset.name=x",
+                   "global_batch_size=4", 'datasets[0].dataset.on_bad_record="skip"'):  # fmt: skip
+        assert prepare(config, "--set", change) == 0
+        assert len(stores(tmp_path)) == 5, change
+    # The schema's text counts, not its path.
+    schema.write_text('{"type": "object", "required": ["messages"]}')
+    assert prepare(config, "--set", *changes[2]) == 0
+    assert len(stores(tmp_path)) == 6
+
+
+def test_a_change_of_the_data_that_keeps_its_size_and_time_is_seen(tmp_path: Path) -> None:
+    import os
+
+    config = write_config(tmp_path, CHATS)
+    data = tmp_path / "data.jsonl"
+    os.utime(data, (1e9, 1e9))
+    assert prepare(config) == 0
+    data.write_text(data.read_text().replace("three", "seven"))
+    os.utime(data, (1e9, 1e9))
+    assert prepare(config) == 0
+    assert len(stores(tmp_path)) == 2
+
+
+def test_a_cache_folder_is_shared_by_runs(tmp_path: Path) -> None:
+    config = write_config(tmp_path, CHATS)
+    cache = f"cache_dir={tmp_path / 'cache'}"
+    for work in ("a", "b"):
+        assert prepare(config, "--set", cache, "--set", f"work_dir={tmp_path / work}") == 0
+    assert len(list((tmp_path / "cache").glob("*/meta.json"))) == 1
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("{", "not JSON"), ('{"type": 3}', "not a JSON Schema"), (None, "No such file"), ("[]", "expected an object")],
+)  # fmt: skip
+def test_a_record_schema_that_is_none_is_refused(
+    text: str | None, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config(tmp_path, CHATS)
+    schema = tmp_path / "schema.json"
+    if text is not None:
+        schema.write_text(text)
+    assert prepare(config, "--set", f"datasets[0].dataset.record_schema={schema}") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert says in error and str(schema) in error
+
+
+def test_a_schema_that_points_outside_itself_fetches_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"$ref": "http://127.0.0.1:9/x.json"}')
+    config = write_config(tmp_path, CHATS, record_schema=str(schema))
+    assert prepare(config) == 2
+    assert "127.0.0.1:9/x.json" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_record_that_does_not_fit_its_schema_is_named_with_the_field(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text(
+        json.dumps({"properties": {"messages": {"items": {"properties": {"role": {"enum": ["user", "assistant"]}}}}}})
+    )  # fmt: skip
+    odd = chat("a", "b")
+    odd["messages"][0]["role"] = "usr"
+    config = write_config(tmp_path, [CHATS[0], odd], record_schema=str(schema))
+    assert prepare(config) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"{tmp_path}/data.jsonl:2: messages[0].role: 'usr' is not one of ['user', 'assistant']"
+    )
