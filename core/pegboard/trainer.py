@@ -251,7 +251,8 @@ class Trainer:
             on_device = prepared(batch)
             set_gradient_sync(module, not self.once_per_step or index == len(batches) - 1)
             output: ModelOutput = module(on_device, loss)
-            output.loss.backward()
+            if output.loss.requires_grad:  # else, on every rank: no part that trains had anything to see
+                output.loss.backward()
             sums.add(on_device, output)
         self.step_states.end_step()
         norm = gradient_norm(self.parameters, self.ranks)

@@ -88,13 +88,14 @@ class VisionLanguageModel(nn.Module):
             rows_MLD = self.vision_tower(self._normalised(pixels_MCSS))
         side = round((rows_MLD.shape[1] - 1) ** 0.5)
         patches = rows_MLD[:, 1:].unflatten(1, (side, side))
-        joined = pixel_shuffle(patches, self.join).flatten(1, 2)
+        # Rows, not tiles of rows: a product of those is a view, and what a shard unit returns must not be one.
+        joined = pixel_shuffle(patches, self.join).flatten(0, 2)
         with torch.set_grad_enabled(
             torch.is_grad_enabled()
             and (joined.requires_grad or _trains(self.multi_modal_projector))
         ):
-            features: Tensor = self.multi_modal_projector(joined)
-        return features.flatten(0, 1)
+            features_PD: Tensor = self.multi_modal_projector(joined)
+        return features_PD
 
     def embed(self, batch: Batch) -> Tensor:
         """(T, D): embeddings of the ids, features in the pictures' rows."""

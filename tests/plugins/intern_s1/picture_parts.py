@@ -5,15 +5,20 @@ Loaded as a plugin file; no tests in here.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from pydantic import Field
+from torch.distributed.tensor import DTensor
 
 import pegboard
 from pegboard import Batch, Example, PackPlan, SampleKey, Targets
+from pegboard.savers import SaveRequest
+from pegboard.train_state import named_tensors
 
 IMAGE_ID, TILE, PER_TILE = 300, 28, 4
 
@@ -150,6 +155,32 @@ class OneByOne(pegboard.PackerComponent):
         return InOrder()
 
 
+class Watch:
+    """Built WatchParts."""
+
+    def due(self, step: int, *, is_last: bool) -> bool:
+        return True
+
+    def save(self, request: SaveRequest) -> None:
+        digests: dict[str, Any] = {}
+        for name, parameter in named_tensors(request.module).items():
+            whole = parameter.detach()
+            whole = whole.full_tensor() if isinstance(whole, DTensor) else whole
+            digest = digests.setdefault(name.split(".")[0], hashlib.sha256())
+            # A copy: numpy pins the storage, which FSDP wants to free later.
+            digest.update(whole.clone().numpy().tobytes())
+        line = {"step": request.step, **{part: d.hexdigest() for part, d in digests.items()}}
+        with (request.run_dir / f"parts_{torch.distributed.get_rank()}.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+class WatchParts(pegboard.SaverComponent):
+    """Writes a digest of each part's weights after every step."""
+
+    def build(self) -> Any:
+        return Watch()
+
+
 @pegboard.hookimpl
 def register_datasets(register: Callable[[type[Any]], None]) -> None:
     register(TileSamples)
@@ -168,3 +199,8 @@ def register_collators(register: Callable[[type[Any]], None]) -> None:
 @pegboard.hookimpl
 def register_packers(register: Callable[[type[Any]], None]) -> None:
     register(OneByOne)
+
+
+@pegboard.hookimpl
+def register_savers(register: Callable[[type[Any]], None]) -> None:
+    register(WatchParts)

@@ -5,14 +5,13 @@ steps with pictures only."""
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from launching import read_metrics, torchrun, write_config
-from safetensors.torch import load_file
-from torch import Tensor
+from launching import environment_of_a_run, read_metrics, torchrun, write_config
 
 # Tiles of the four packs of a step. With four ranks each has one, so most ranks are without a picture in
 # some step; the third and the last step of a round have none anywhere.
@@ -88,7 +87,7 @@ def config_of(folder: Path, case: str) -> Path:
             "global_batch_size": 4,
             "epoch_num": ROUNDS,
             "parallel": {"class_name": "FSDP2", "gradient_reduction": reduction},
-            "savers": [{"class_name": "HFSaver", "dtype": "float32", "every_steps": 1}],
+            "savers": [{"class_name": "WatchParts"}],
         },
     )
 
@@ -97,14 +96,19 @@ def train_all(folder: Path, num_ranks: int, cases: list[str]) -> Path:
     folder.mkdir()
     configs = [str(config_of(folder, case)) for case in cases]
     script = Path(__file__).with_name("drive_pictures.py")
-    result = torchrun(num_ranks, str(script), *configs)
+    if num_ranks == 1:
+        # Not by torchrun: a process that shares its cores with nobody would take them all.
+        result = subprocess.run(
+            [sys.executable, str(script), *configs],
+            env=environment_of_a_run(),
+            capture_output=True,
+            text=True,
+            timeout=500,
+        )
+    else:
+        result = torchrun(num_ranks, str(script), *configs, timeout_s=500)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]
     return folder
-
-
-def weights(folder: Path, case: str, step: int) -> dict[str, Tensor]:
-    path = folder / case / "run" / "export" / f"step_{step:08d}" / "model.safetensors"
-    return load_file(path)
 
 
 def check_same(one: Path, other: Path, cases: list[str]) -> None:
@@ -114,13 +118,6 @@ def check_same(one: Path, other: Path, cases: list[str]) -> None:
         for a, b in zip(first, second, strict=True):
             for name in ("loss", "grad_norm"):
                 assert a[name] == pytest.approx(b[name], rel=1e-5), (case, name, a["step"])
-
-
-def part_of(name: str) -> str:
-    for part in ("vision_tower", "multi_modal_projector"):
-        if f".{part}." in name:
-            return part
-    return "language_model"
 
 
 @pytest.fixture(scope="module")
@@ -149,20 +146,12 @@ def test_four_ranks_with_and_without_pictures_are_as_one(alone: Path, tmp_path: 
 def test_frozen_parts_stay_and_the_others_move_with_pictures_only(
     alone: Path, case: str, frozen: set[str]
 ) -> None:
-    before = weights(alone, case, 1)
-    for step, has_pictures in enumerate(WITH_PICTURES[1:], start=2):
-        after = weights(alone, case, step)
-        moved = {part_of(name) for name in after if not torch.equal(before[name], after[name])}
+    lines = (alone / case / "run" / "parts_0.jsonl").read_text(encoding="utf-8").splitlines()
+    steps = [json.loads(line) for line in lines]
+    assert len(steps) == len(WITH_PICTURES) == 20
+    for before, after, has_pictures in zip(steps, steps[1:], WITH_PICTURES[1:], strict=False):
+        moved = {part for part in after if part != "step" and before[part] != after[part]}
         expected = {"language_model"}
         if has_pictures:
             expected |= {"vision_tower", "multi_modal_projector"}
-        assert moved == expected - frozen, step
-        before = after
-
-
-def test_the_exported_config_is_intern_s1s(alone: Path) -> None:
-    folder = alone / "all" / "run" / "export" / "step_00000001"
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    assert config["model_type"] == "interns1"
-    assert config["text_config"]["model_type"] == "qwen3"
-    assert config["image_seq_length"] == 4
+        assert moved == expected - frozen, after["step"]
