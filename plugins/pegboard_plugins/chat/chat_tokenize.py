@@ -20,7 +20,7 @@ from pegboard.contracts import Example, RecordChat, RecordText, RecordTokens
 from pegboard.errors import ConfigError, DataError, DroppedSample
 from pegboard_plugins.chat.text_tokenize import encode_record_text
 from pegboard_plugins.texts.chat_turns import Turn, find_turns
-from pegboard_plugins.texts.encoding import encode_segments, encode_with_mask
+from pegboard_plugins.texts.encoding import encode_segments, encode_with_mask, runs_of
 from pegboard_plugins.texts.history import chain_turns, keep_turns
 from pegboard_plugins.texts.messages import ChatRecord, read_chat
 from pegboard_plugins.texts.rendering import ChatRenderer
@@ -57,6 +57,7 @@ class ChatTokenizer:
         self._format = config.record_format.build()
         self._renderer = ChatRenderer(tokenizer, config.template_kwargs)
         self._typed = TypedTokens(tokenizer) if config.typed_special_tokens == "text" else None
+        self._locates = config.history == "strip" and config.shown_turns == "train"
         self._stops = tuple(tokenizer.decode([i]) for i in tokenizer.eos_token_ids)
         answer: dict[str, Any] = {"role": "assistant", "content": "b"}
         thought = {**answer, "reasoning_content": _PROBE}
@@ -114,7 +115,7 @@ class ChatTokenizer:
         policy = self._config.history
         wanted = assistants if policy == "keep" else chosen
         full, turns = find_turns(
-            self._renderer, messages, tools, wanted, self._stops, locate=policy == "strip"
+            self._renderer, messages, tools, wanted, self._stops, locate=self._locates
         )
         asked = frozenset(chosen)
         trained = [turn for turn in turns if turn.message in asked]
@@ -131,7 +132,7 @@ class ChatTokenizer:
             segments = keep_turns(self._renderer, messages, tools, turns, self._stops, asked)
             if end and segments:
                 segments.append((end, False))
-            ids_T, mask_T = encode_segments(self._tokenizer, segments, mark=mark)
+            ids_T, mask_T, _ = encode_segments(self._tokenizer, segments, mark=mark)
             return [Example(input_ids=ids_T, loss_mask=mask_T)]
         self._count_policies(full, chains, whole, mark)
         numbers = {j: n for n, j in enumerate(assistants)}
@@ -167,21 +168,22 @@ class ChatTokenizer:
         self, full: str, trained: Sequence[Turn], end: str, whole: bool, mark: str
     ) -> list[Example]:
         """The one render, with loss on the turns that it shows."""
-        kinds = {"exact", "shown"} if self._config.shown_turns == "train" else {"exact"}
+        kinds = {"exact", "shown"} if self._locates else {"exact"}
         spans = [(turn.start, turn.end) for turn in trained if turn.kind in kinds]
         ids_T, mask_T = encode_with_mask(self._tokenizer, full, spans, mark=mark)
         if whole and all(turn.kind == "exact" for turn in trained):
-            chains = [_Encoded.of(ids_T, mask_T, trained)]
+            chains = [_EncodedChain(ids_T, mask_T, trained, runs_of(mask_T))]
         else:
             chains = self._encode_chains(trained, end, mark)
         self._count_policies(full, chains, whole, mark)
         return [Example(input_ids=ids_T, loss_mask=mask_T)]
 
-    def _encode_chains(self, trained: Sequence[Turn], end: str, mark: str) -> list[_Encoded]:
-        return [
-            _Encoded.of(*encode_segments(self._tokenizer, chain.segments, mark=mark), chain.turns)
-            for chain in chain_turns(trained, end)
-        ]
+    def _encode_chains(self, trained: Sequence[Turn], end: str, mark: str) -> list[_EncodedChain]:
+        chains = []
+        for chain in chain_turns(trained, end):
+            ids_T, mask_T, runs = encode_segments(self._tokenizer, chain.segments, mark=mark)
+            chains.append(_EncodedChain(ids_T, mask_T, chain.turns, runs))
+        return chains
 
     def _count_turn(self, turn: Turn) -> None:
         """Count the turn; refuse one that can't be trained if the config says so."""
@@ -192,7 +194,7 @@ class ChatTokenizer:
                 raise DataError(f"{place}: {_WHY[turn.kind]}; rewritten_turns is 'error'")
 
     def _count_policies(
-        self, full: str, chains: Sequence[_Encoded], whole: bool, mark: str
+        self, full: str, chains: Sequence[_EncodedChain], whole: bool, mark: str
     ) -> None:
         """Add what each policy would train of this record, before anything is cut.
 
@@ -203,8 +205,8 @@ class ChatTokenizer:
         kinds = {"exact", "shown"} if self._config.shown_turns == "train" else {"exact"}
         shown = generated = split = 0
         for chain in chains:
-            split += sum(chain.ends)
-            for turn, start, end in zip(chain.turns, chain.starts, chain.ends, strict=True):
+            for turn, (start, end) in zip(chain.turns, chain.runs, strict=True):
+                split += end
                 generated += end - start
                 shown += (end - start) if turn.kind in kinds else 0
         if whole:
@@ -237,29 +239,20 @@ class ChatTokenizer:
                 self._counts["tool calls not rendered"] += 1
 
 
-class _Encoded(NamedTuple):
-    """A chain in tokens: each turn's answer is one run of the mask."""
+class _EncodedChain(NamedTuple):
+    """A chain in tokens."""
 
     ids_T: np.ndarray
     mask_T: np.ndarray
     turns: Sequence[Turn]
-    starts: list[int]
-    """First token of each turn's answer."""
-    ends: list[int]
-    """One past the last token of each turn's answer."""
-
-    @classmethod
-    def of(cls, ids_T: np.ndarray, mask_T: np.ndarray, turns: Sequence[Turn]) -> _Encoded:
-        padded = np.zeros(len(mask_T) + 2, dtype=np.int8)
-        padded[1:-1] = mask_T
-        edges = np.flatnonzero(padded[1:] != padded[:-1]).tolist()
-        return cls(ids_T, mask_T, turns, edges[::2], edges[1::2])
+    runs: Sequence[tuple[int, int]]
+    """(first token, one past the last) of each turn's answer."""
 
 
-def _split(chain: _Encoded, numbers: Mapping[int, int]) -> list[Example]:
+def _split(chain: _EncodedChain, numbers: Mapping[int, int]) -> list[Example]:
     """One example for each turn: the chain up to its end, with loss on it alone."""
     examples = []
-    for turn, start, end in zip(chain.turns, chain.starts, chain.ends, strict=True):
+    for turn, (start, end) in zip(chain.turns, chain.runs, strict=True):
         mask_T = np.zeros(end, dtype=bool)
         mask_T[start:] = True
         part = numbers[turn.message]

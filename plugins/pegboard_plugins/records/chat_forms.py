@@ -26,6 +26,7 @@ __all__ = [
     "OpenAIRecords",
     "PromptCompletionRecords",
     "ShareGPTRecords",
+    "is_object",
     "kind_of",
     "read_tools",
 ]
@@ -61,7 +62,7 @@ class OpenAIRecords:
     def accepts(self, record: Any) -> bool:
         if isinstance(record, list | tuple):
             return _first_has(record, "role")
-        if not isinstance(record, Mapping):
+        if not is_object(record):
             return False
         for key in self._keys:
             if key in record:
@@ -88,7 +89,7 @@ class ShareGPTRecords:
 
     def accepts(self, record: Any) -> bool:
         key = self._config.conversations
-        return isinstance(record, Mapping) and key in record and _first_has(record[key], "from")
+        return is_object(record) and key in record and _first_has(record[key], "from")
 
     def read(self, record: Any) -> RecordContent:
         key = self._config.conversations
@@ -109,9 +110,7 @@ class AlpacaRecords:
 
     def accepts(self, record: Any) -> bool:
         config = self._config
-        return (
-            isinstance(record, Mapping) and config.instruction in record and config.output in record
-        )
+        return is_object(record) and config.instruction in record and config.output in record
 
     def read(self, record: Any) -> RecordContent:
         config = self._config
@@ -138,7 +137,7 @@ class PromptCompletionRecords:
 
     def accepts(self, record: Any) -> bool:
         return (
-            isinstance(record, Mapping)
+            is_object(record)
             and self._config.prompt in record
             and self._config.completion in record
         )
@@ -180,6 +179,11 @@ def read_tools(tools: Any, where: str) -> list[Any] | None:
     return list(tools) or None
 
 
+def is_object(value: Any) -> bool:
+    """Whether it is a JSON object; asking a dict's type first is several times as fast."""
+    return type(value) is dict or isinstance(value, Mapping)
+
+
 def kind_of(value: Any) -> str:
     """A value's type in JSON's words, for a message."""
     if value is None:
@@ -190,7 +194,7 @@ def kind_of(value: Any) -> str:
 
 def _chat(messages: Sequence[Any], tools: list[Any] | None) -> RecordContent:
     """A chat; or plain text, where the messages are of role `pretrain`."""
-    pretrain = [isinstance(m, Mapping) and m.get("role") == "pretrain" for m in messages]
+    pretrain = [is_object(m) and m.get("role") == "pretrain" for m in messages]
     if not any(pretrain):
         return RecordChat(messages, tools)
     if not all(pretrain):
@@ -211,7 +215,7 @@ def _chat(messages: Sequence[Any], tools: list[Any] | None) -> RecordContent:
 
 
 def _sharegpt_message(turn: Any, where: str) -> dict[str, Any]:
-    if not isinstance(turn, Mapping):
+    if not is_object(turn):
         raise DataError(f"{where}: expected an object with from and value, found {kind_of(turn)}")
     name = turn.get("from")
     role = _SHAREGPT_ROLES.get(name) if isinstance(name, str) else None
@@ -230,7 +234,7 @@ def _sharegpt_message(turn: Any, where: str) -> dict[str, Any]:
             raise DataError(f"{where}.value: a call that is not JSON ({error})") from None
     calls = calls if isinstance(calls, list | tuple) else [calls]
     for call in calls:
-        if not isinstance(call, Mapping) or "name" not in call:
+        if not is_object(call) or "name" not in call:
             raise DataError(f"{where}.value: expected a call with name and arguments")
     functions = [{"type": "function", "function": dict(call)} for call in calls]
     return {"role": "assistant", "content": "", "tool_calls": functions}
@@ -248,14 +252,14 @@ def _system(record: Any, key: str) -> list[dict[str, Any]]:
 
 
 def _is_answer(message: Any) -> bool:
-    return isinstance(message, Mapping) and message.get("role") == "assistant"
+    return is_object(message) and message.get("role") == "assistant"
 
 
 _REQUIRED = object()
 
 
 def _get(record: Any, key: str, default: Any = _REQUIRED) -> Any:
-    if not isinstance(record, Mapping):
+    if not is_object(record):
         raise DataError(f"{key}: expected a record that is an object, found {kind_of(record)}")
     if key not in record and default is _REQUIRED:
         raise DataError(f"{key}: missing; {_keys_of(record)}")
@@ -273,14 +277,11 @@ def _text(record: Any, key: str, default: Any = _REQUIRED) -> str:
 
 def _first_has(items: Any, key: str) -> bool:
     return (
-        isinstance(items, list | tuple)
-        and bool(items)
-        and isinstance(items[0], Mapping)
-        and key in items[0]
+        isinstance(items, list | tuple) and bool(items) and is_object(items[0]) and key in items[0]
     )
 
 
 def _keys_of(record: Any) -> str:
-    if not isinstance(record, Mapping):
+    if not is_object(record):
         return f"the record is {kind_of(record)}"
     return f"the record has the keys {', '.join(repr(key) for key in list(record)[:8]) or '(none)'}"

@@ -9,6 +9,7 @@ import numpy as np
 
 from pegboard.contracts import IGNORE_INDEX, RecordContent, RecordText, RecordTokens
 from pegboard.errors import DataError
+from pegboard_plugins.records.chat_forms import is_object
 
 if TYPE_CHECKING:
     from pegboard_plugins.records.formats import PlainTextFormat, PretokenizedFormat
@@ -25,17 +26,17 @@ class TextRecords:
         self._keys = ("text", "content") if config.text is None else (config.text,)
 
     def accepts(self, record: Any) -> bool:
-        return isinstance(record, Mapping) and any(key in record for key in self._keys)
+        return is_object(record) and any(key in record for key in self._keys)
 
     def read(self, record: Any) -> RecordContent:
-        keys = [key for key in self._keys if isinstance(record, Mapping) and key in record]
+        keys = [key for key in self._keys if is_object(record) and key in record]
         if len(keys) > 1:
             raise DataError(
                 f"record: it has both {' and '.join(keys)}; name the text's key in "
                 'tokenize_fn.record_format: {"class_name": "PlainTextFormat", "text": ...}'
             )
         name = keys[0] if keys else self._keys[0]
-        text = record.get(name) if isinstance(record, Mapping) else None
+        text = record.get(name) if is_object(record) else None
         if not isinstance(text, str):
             raise DataError(f"{name}: expected a string, found {_found(record, name)}")
         return RecordText([(text, True)])
@@ -49,7 +50,7 @@ class TokenRecords:
         self._mask_keys = _MASK_KEYS if config.loss_mask is None else (config.loss_mask,)
 
     def accepts(self, record: Any) -> bool:
-        return isinstance(record, Mapping) and self._config.input_ids in record
+        return is_object(record) and self._config.input_ids in record
 
     def read(self, record: Any) -> RecordContent:
         config = self._config
@@ -106,7 +107,7 @@ def _same_length(values: np.ndarray, ids: np.ndarray, key: str) -> np.ndarray:
 
 
 def _found(record: Any, name: str) -> str:
-    if not isinstance(record, Mapping):
+    if not is_object(record):
         return "a record that is no object"
     if name not in record:
         return f"no such key (keys: {', '.join(repr(key) for key in list(record)[:8])})"

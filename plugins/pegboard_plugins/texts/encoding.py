@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
@@ -21,16 +21,29 @@ if TYPE_CHECKING:
     from pegboard_plugins.texts.pieces import PieceEncoder
 
 __all__ = [
+    "EncodedSegments",
     "OffsetTokenizer",
     "PieceTokenizer",
     "Segment",
     "encode_plain_text",
     "encode_segments",
     "encode_with_mask",
+    "runs_of",
 ]
 
 Segment = tuple[str, bool]
 """A text, and whether it gets loss."""
+
+
+class EncodedSegments(NamedTuple):
+    """Segments in tokens."""
+
+    ids_T: np.ndarray
+    """(T,) int32."""
+    mask_T: np.ndarray
+    """(T,) bool: loss."""
+    runs: Sequence[tuple[int, int]]
+    """(first token, one past the last) of each segment with loss, in order."""
 
 
 class OffsetTokenizer(Protocol):
@@ -91,16 +104,13 @@ def encode_with_mask(
 
 def encode_segments(
     tokenizer: Tokenizer, segments: Sequence[Segment], *, mark: str = ""
-) -> tuple[np.ndarray, np.ndarray]:
+) -> EncodedSegments:
     """Encode a prompt and an answer apart, as inference does, and join them.
 
     Where the tokenizer's texts can't be cut, the joined text is encoded whole.
 
     Args:
         segments: (text, whether it gets loss), in order.
-
-    Returns:
-        ids (T,) int32 and mask (T,) bool.
 
     Raises:
         DataError: as `encode_with_mask`.
@@ -113,17 +123,28 @@ def encode_segments(
                 spans.append((at, at + len(text)))
             at += len(text)
         whole = "".join(text for text, _ in segments)
-        return encode_with_mask(tokenizer, whole, spans, mark=mark)
+        ids, mask = encode_with_mask(tokenizer, whole, spans, mark=mark)
+        return EncodedSegments(ids, mask, runs_of(mask))
     encoded = [pieces.encode(text, mark) for text, _ in segments]
     ids = np.frombuffer(b"".join(encoded), dtype=np.int32)
     mask = np.zeros(len(ids), dtype=bool)
+    runs = []
     at = 0
     for part, (_, trained) in zip(encoded, segments, strict=True):
         end = at + (len(part) >> 2)
         if trained:
             mask[at:end] = True
+            runs.append((at, end))
         at = end
-    return ids, mask
+    return EncodedSegments(ids, mask, runs)
+
+
+def runs_of(mask_T: np.ndarray) -> list[tuple[int, int]]:
+    """(first, one past the last) of each run of True, in order."""
+    padded = np.zeros(len(mask_T) + 2, dtype=np.int8)
+    padded[1:-1] = mask_T
+    edges = np.flatnonzero(padded[1:] != padded[:-1]).tolist()
+    return list(zip(edges[::2], edges[1::2], strict=True))
 
 
 def encode_plain_text(tokenizer: Tokenizer, text: str) -> np.ndarray:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pegboard.errors import DataError
-from pegboard_plugins.records.chat_forms import kind_of, read_tools
+from pegboard_plugins.records.chat_forms import is_object, kind_of, read_tools
 
 __all__ = ["REASONING_KEYS", "ROLES", "ChatRecord", "read_chat", "read_chat_record"]
 
@@ -76,7 +76,7 @@ def _read_tool(tool: Any, where: str) -> dict[str, Any]:
 
 
 def _read_message(message: Any, where: str) -> dict[str, Any]:
-    if not isinstance(message, Mapping):
+    if not is_object(message):
         raise DataError(f"{where}: expected an object with a role, found {kind_of(message)}")
     role = message.get("role")
     if role not in ROLES:
