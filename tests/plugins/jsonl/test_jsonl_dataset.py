@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import pickle
@@ -147,3 +148,29 @@ def test_a_vision_dataset_gives_text_and_image_records_as_they_are(tmp_path: Pat
     config = VLMJsonlDataset.Config(anno_path=str(path), media_root=str(tmp_path))
     records = VLMJsonlDataset(config).build("v")
     assert [records[i] for i in range(2)] == lines
+
+
+def test_a_folder_may_mix_kinds_of_files(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    zstandard = pytest.importorskip("zstandard")
+    from pyarrow import parquet
+
+    records = [{"messages": [{"role": "user", "content": str(n)}]} for n in range(8)]
+    lines = [json.dumps(record) + "\n" for record in records]
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "a.jsonl").write_text(lines[0] + lines[1])
+    (data / "b.jsonl.gz").write_bytes(gzip.compress((lines[2] + lines[3]).encode()))
+    packed = zstandard.ZstdCompressor().compress((lines[4] + lines[5]).encode())
+    (data / "c.jsonl.zst").write_bytes(packed)
+    parquet.write_table(pyarrow.Table.from_pylist(records[6:]), data / "d.parquet")
+    built = dataset(data, unpack_dir=str(tmp_path / "unpacked")).build("d")
+    assert [built[i] for i in range(len(built))] == records
+    assert [(Path(built.key(i).file).name, built.key(i).line) for i in (3, 4, 7)] == [
+        ("b.jsonl.gz", 2),
+        ("c.jsonl.zst", 1),
+        ("d.parquet", 2),
+    ]
+    copy = pickle.loads(pickle.dumps(built))
+    assert [copy[i] for i in (7, 0, 5)] == [records[i] for i in (7, 0, 5)]
+    assert not list(dataset(data).check(NO_RUN, ("datasets", 0, "dataset")))
