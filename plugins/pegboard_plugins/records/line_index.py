@@ -99,13 +99,19 @@ def num_index_threads() -> int:
 
 
 def parse_json_line(raw: bytes, place: str) -> dict[str, Any]:
-    """One line -> its JSON object; DataError starts with `place` for anything else."""
+    """One line -> its JSON object; DataError starts with `place` for anything else.
+
+    A bare list of messages is the object `{"messages": [...]}`.
+    """
     try:
         # Several times as fast as json; it refuses all that json refuses, and lone surrogates.
         record = from_json(raw)
     except ValueError:
         record = _parse_carefully(raw, place)
     if not isinstance(record, dict):
+        if isinstance(record, list) and record:
+            if isinstance(record[0], dict) and "role" in record[0]:
+                return {"messages": record}
         kind = type(record).__name__
         raise DataError(f"{place}: found a JSON {kind}, expected an object")
     return record

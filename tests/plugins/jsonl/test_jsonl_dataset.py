@@ -150,6 +150,15 @@ def test_a_vision_dataset_gives_text_and_image_records_as_they_are(tmp_path: Pat
     assert [records[i] for i in range(2)] == lines
 
 
+def test_a_line_may_be_a_bare_list_of_messages(tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    (tmp_path / "x.jsonl").write_text(json.dumps(messages) + '\n[{"text": "t"}]\n')
+    records = dataset(tmp_path / "x.jsonl").build("d")
+    assert records[0] == {"messages": messages}
+    with pytest.raises(DataError, match=r"x\.jsonl:2: found a JSON list"):
+        records[1]
+
+
 def test_a_folder_may_mix_kinds_of_files(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     zstandard = pytest.importorskip("zstandard")
