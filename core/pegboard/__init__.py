@@ -23,6 +23,7 @@ from pegboard.component import (
 from pegboard.component_field import ComponentOf
 from pegboard.contracts import (
     IGNORE_INDEX,
+    Adapter,
     Batch,
     BuiltModel,
     Example,
@@ -56,6 +57,7 @@ from pegboard.hookspecs import hookimpl
 
 __all__ = [
     "IGNORE_INDEX",
+    "Adapter",
     "Batch",
     "BuiltModel",
     "CheckpointError",

@@ -115,7 +115,11 @@ def build_model(
     tokenizer_fits(tokenizer, built)
     built.hf_config = export_config(run.model, built.hf_config, weights)
     for name, parameter in built.module.named_parameters():
-        parameter.requires_grad_(not name.startswith(built.frozen) if built.frozen else True)
+        trains = not (built.frozen and name.startswith(built.frozen))
+        parameter.requires_grad_(trains)
+        if not trains and parameter.is_floating_point():
+            # Master weights in float32 are for what an optimizer moves.
+            parameter.data = parameter.data.to(compute)
     apply_activation_checkpointing(
         built, run.activation_checkpointing.mode, run.activation_checkpointing.ratio
     )
@@ -146,6 +150,14 @@ def build_model(
                 f"more rows than published, the rest initialised: {', '.join(report.resized)}"
             )
         loaded_dtype = report.dtype
+    if built.adapter is not None and built.adapter.load_from is not None:
+        load_published_weights(
+            module,
+            built.adapter.weight_map,
+            built.adapter.load_from,
+            file_name="adapter_model.safetensors",
+        )
+        logger.info(f"loaded the adapter of {built.adapter.load_from}")
     return ModelOnRanks(built, module, run.loss.build(), loaded_dtype)
 
 

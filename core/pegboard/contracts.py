@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "IGNORE_INDEX",
+    "Adapter",
     "Batch",
     "BuiltModel",
     "Collator",
@@ -313,6 +314,17 @@ class ShardUnit(NamedTuple):
     """Free the gathered weights after forward (False for a unit that backward needs at once)."""
 
 
+class Adapter(NamedTuple):
+    """What a transform added to a model that is published apart from it."""
+
+    weight_map: WeightMap
+    """The added parameters and their names in the adapter's own file."""
+    config: dict[str, Any]
+    """What `adapter_config.json` says."""
+    load_from: str | None = None
+    """Folder of an adapter to start from; None: initialised."""
+
+
 @dataclass(eq=False)
 class BuiltModel:
     """A module on meta and what the core must know of it; a vision-language model or a transform may rewrite any field."""
@@ -334,6 +346,8 @@ class BuiltModel:
     """Parameter-name prefixes that do not train."""
     step_counts: Callable[[Batch], Mapping[str, float]] | None = None
     """Counts the model's own auxiliary losses are divided by; added to the loss's."""
+    adapter: Adapter | None = None
+    """What was added by a transform and is published by itself."""
 
 
 class PackPlan(NamedTuple):

@@ -55,17 +55,19 @@ def load_published_weights(
     *,
     resize_embeddings: bool = False,
     hf_config: Mapping[str, Any] | None = None,
+    file_name: str = "model.safetensors",
 ) -> LoadReport:
     """Copy a published folder's weights into `module` in place, converting dtype. No communication.
 
     Args:
         module: allocated (not meta), plain or sharded; parameters named as in `weight_map`.
         weight_map: names and layouts.
-        folder: holds model.safetensors, or model.safetensors.index.json and its shards.
+        folder: holds `file_name`, or `file_name`.index.json and the files that it lists.
         resize_embeddings: parameters whose first dim is the vocabulary (of `nn.Embedding`, or of a
             module with a true `holds_vocabulary`) may have more rows than published: the first rows
             are filled.
         hf_config: the model's config.json, to name the field behind a shape that differs.
+        file_name: what the weights are called.
 
     Raises:
         WeightsError: one report of every missing file and every missing, unexpected or misshapen
@@ -76,7 +78,7 @@ def load_published_weights(
     folder = Path(folder)
     parameters = {plain_name(name): p for name, p in module.named_parameters()}
     growing = _vocabulary_parameters(module) if resize_embeddings else frozenset()
-    disk = _read_headers(folder)
+    disk = _read_headers(folder, file_name)
     weight_map = weight_map.as_found(disk)
     resized = _check(weight_map, disk, folder, growing, hf_config)
     with ExitStack() as stack, torch.no_grad():
@@ -101,9 +103,9 @@ def load_published_weights(
     return LoadReport(_main_dtype([disk[name] for name in names]), len(set(names)), resized)
 
 
-def _read_headers(folder: Path) -> dict[str, _OnDisk]:
+def _read_headers(folder: Path, file_name: str) -> dict[str, _OnDisk]:
     """Every tensor in the folder; reads the files' headers only."""
-    files = _weight_files(folder)
+    files = _weight_files(folder, file_name)
     if missing := [path.name for path in files if not path.is_file()]:
         raise WeightsError(
             f"{folder}: {len(missing)} of {len(files)} weight files are missing: {_some(missing)}; "
@@ -118,8 +120,8 @@ def _read_headers(folder: Path) -> dict[str, _OnDisk]:
     return disk
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+def _weight_files(folder: Path, file_name: str) -> list[Path]:
+    single, index = folder / file_name, folder / f"{file_name}.index.json"
     if single.is_file():
         return [single]
     if index.is_file():
@@ -141,7 +143,7 @@ def _weight_files(folder: Path) -> list[Path]:
         )
     what = "no such folder" if not folder.is_dir() else "found no weights"
     raise WeightsError(
-        f"{folder}: {what}; expected model.safetensors or model.safetensors.index.json"
+        f"{folder}: {what}; expected {single.name} or {index.name}"
     )
 
 
