@@ -1,16 +1,71 @@
-"""What became of a dataset's records, in words: every one is a sample, dropped for a reason, or bad."""
+"""What a run's data comes to, as a table: from records to the tokens that are trained.
+
+Everything in it is counted, not estimated: an epoch's samples, tokens and supervised tokens are what
+its packs hold, and every record of a dataset is a sample, dropped for a reason, or bad.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pegboard.data_loading import DataSource, EpochPlan
     from pegboard.stored_samples import TokenStore
 
-__all__ = ["describe_store"]
+__all__ = ["describe_plan", "describe_store"]
 
 _SHOWN_BAD_RECORDS = 20
+
+
+def describe_plan(
+    sources: Sequence[DataSource], plan: EpochPlan, *, global_batch_size: int
+) -> list[str]:
+    """Lines of a table: what each source gives to an epoch, and how well packs are filled."""
+    rows = [
+        (
+            "source",
+            "records",
+            "samples",
+            "tokens",
+            "supervised",
+            "share",
+            "dropped",
+            "bad",
+            "truncated",
+        )
+    ]
+    sums = [0, 0, 0, 0, 0, 0, 0]
+    for source, counts in zip(sources, plan.counts, strict=True):
+        meta = source.store.meta
+        numbers = [
+            meta["num_records"],
+            counts.samples,
+            counts.tokens,
+            counts.targets,
+            sum(meta["dropped"].values()),
+            meta["num_bad"],
+            _num_truncated(meta["events"]),
+        ]
+        sums = [total + number for total, number in zip(sums, numbers, strict=True)]
+        rows.append(_row(source.name, numbers, plan.num_tokens))
+    if len(sources) > 1:
+        rows.append(_row("all", sums, plan.num_tokens))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    steps = -(-plan.num_packs // global_batch_size)
+    lines.append(
+        f"an epoch: {plan.num_packs:,} packs of {plan.pack_max_length:,} tokens, "
+        f"{100 * plan.fill:.2f}% full, {steps:,} steps of {global_batch_size:,} packs"
+    )
+    return lines
 
 
 def describe_store(store: TokenStore) -> list[str]:
@@ -32,3 +87,25 @@ def describe_store(store: TokenStore) -> list[str]:
             path = store.folder / "bad_records.jsonl"
             lines.append(f"  and {meta['num_bad'] - len(shown):,} more, all in {path}")
     return lines
+
+
+def _num_truncated(events: dict[str, int]) -> int:
+    """Samples that were cut: counts whose name says so."""
+    return sum(count for name, count in events.items() if name.startswith("truncated"))
+
+
+def _row(name: str, numbers: Sequence[int], all_tokens: int) -> tuple[str, ...]:
+    records, samples, tokens, targets, dropped, bad, truncated = numbers
+    share = 100 * tokens / all_tokens if all_tokens else 0.0
+    supervised = 100 * targets / tokens if tokens else 0.0
+    return (
+        name,
+        f"{records:,}",
+        f"{samples:,}",
+        f"{tokens:,}",
+        f"{targets:,} ({supervised:.1f}%)",
+        f"{share:.1f}%",
+        f"{dropped:,}",
+        f"{bad:,}",
+        f"{truncated:,}",
+    )
