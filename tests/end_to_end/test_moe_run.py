@@ -28,7 +28,9 @@ MODES = ("lagged", "two_pass", "per_sequence")
 
 def changes(mode: str = "lagged", **more: Any) -> dict[str, Any]:
     model = {**MODEL, "balancing": mode, **more.pop("model", {})}
-    return {"model": model, **more}
+    # Four micro-batches hold all samples.
+    dataloader = {"pack_max_length": 512, **more.pop("dataloader", {})}
+    return {"model": model, "dataloader": dataloader, "global_batch_size": 4, **more}
 
 
 def compare(base: Path, other: Path, relative: float, weights: float) -> None:
@@ -47,35 +49,50 @@ def compare(base: Path, other: Path, relative: float, weights: float) -> None:
         assert (ours[name] - theirs[name]).abs().max() <= weights, (other, name)
 
 
+DOUBLE: dict[str, Any] = {"precision": {"compute_dtype": "float64"}}
+# Four micro-batches of some samples, or one with all of them and three fillers.
+LONG_PACKS: dict[str, Any] = {"dataloader": {"pack_max_length": 2048}}
+
+
+@pytest.mark.parametrize(
+    "modes", [("lagged", "two_pass"), pytest.param(("per_sequence",), marks=pytest.mark.slow)]
+)
 def test_packs_accumulation_and_ranks_change_only_rounding(
+    modes: tuple[str, ...], make_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    alone = []
+    for mode in modes:
+        alone.append(make_config(f"{mode}_base", **changes(mode, **DOUBLE)))
+        alone.append(make_config(f"{mode}_long", **changes(mode, **DOUBLE, **LONG_PACKS)))
+    drive(1, alone)
+    drive(2, [make_config(f"{mode}_ranks", **changes(mode, **DOUBLE)) for mode in modes])
+    for mode in modes:
+        for other in ("long", "ranks"):
+            compare_in_float64(
+                tmp_path / f"{mode}_base" / "run", tmp_path / f"{mode}_{other}" / "run"
+            )
+
+
+@pytest.mark.slow
+def test_recomputing_and_reducing_change_only_rounding(
     make_config: Callable[..., Path], tmp_path: Path
 ) -> None:
-    double = {"precision": {"compute_dtype": "float64"}}
     cuts: dict[str, dict[str, Any]] = {
-        # 16 micro-batches of one or two samples, or one with all of them and 15 fillers.
         "base": {},
-        "long_packs": {"dataloader": {"pack_max_length": 2048}},
         "checkpointed": {"activation_checkpointing": {"mode": "full"}},
         "each": {"parallel": {"class_name": "FSDP2", "gradient_reduction": "per_micro_batch"}},
     }
-    alone = [
-        make_config(f"{mode}_{name}", **changes(mode, **double, **cut))
-        for mode in MODES
-        for name, cut in cuts.items()
-        if mode == "lagged" or name in ("base", "long_packs")
-    ]
-    drive(1, alone)
-    drive(2, [make_config(f"{mode}_ranks", **changes(mode, **double)) for mode in MODES])
-    for config in [*alone, *(tmp_path / f"{mode}_ranks.json" for mode in MODES)]:
-        mode = next(mode for mode in MODES if config.stem.startswith(mode))
-        base = tmp_path / f"{mode}_base" / "run"
-        # Statistics are float32; the export is, too.
-        compare(base, tmp_path / config.stem / "run", relative=1e-7, weights=1e-7)
-        for one, two in zip(
-            read_metrics(base), read_metrics(tmp_path / config.stem / "run"), strict=True
-        ):
-            assert one["loss"] == pytest.approx(two["loss"], rel=1e-12), config
-            assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-12), config
+    drive(1, [make_config(name, **changes(**DOUBLE, **cut)) for name, cut in cuts.items()])
+    for name in cuts:
+        compare_in_float64(tmp_path / "base" / "run", tmp_path / name / "run")
+
+
+def compare_in_float64(base: Path, other: Path) -> None:
+    # Statistics of the load are float32, and so is the export.
+    compare(base, other, relative=1e-7, weights=1e-7)
+    for one, two in zip(read_metrics(base), read_metrics(other), strict=True):
+        for name in ("loss", "grad_norm"):
+            assert one[name] == pytest.approx(two[name], rel=1e-12), (other, name)
 
 
 @pytest.mark.slow
