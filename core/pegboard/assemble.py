@@ -184,7 +184,7 @@ def build_optimizer(run: RunConfig, module: nn.Module) -> torch.optim.Optimizer:
 
 def build_run_data(
     run: RunConfig,
-    ranks: Ranks,
+    ranks: Ranks | None,
     sources: Sequence[DataSource],
     tokenizer: Tokenizer,
     *,
@@ -195,6 +195,7 @@ def build_run_data(
     """Packs of this rank; local rank 0 plans, for all ranks of the machine.
 
     Args:
+        ranks: None: a process by itself, before any ranks are there.
         last_epoch: where the data ends, if that is known.
         num_workers: processes of this rank that make batches.
     """
@@ -205,8 +206,8 @@ def build_run_data(
         collator=run.dataloader.collator.build(pad_token_id=tokenizer.pad_token_id),
         pack_max_length=run.dataloader.pack_max_length,
         global_batch_size=global_batch_size,
-        data_rank=ranks.rank,
-        data_world=ranks.world_size,
+        data_rank=ranks.rank if ranks else 0,
+        data_world=ranks.world_size if ranks else 1,
         seed=run.seed,
         packer_identity=f"{type(packer).__name__} {packer.config!r}",
         plan_cache=PlanCache(
@@ -215,7 +216,7 @@ def build_run_data(
         last_epoch=last_epoch,
         sample_costs=run.model.sample_costs,
         num_workers=num_workers,
-        pin_memory=takes_pinned_memory(ranks.device),
+        pin_memory=ranks is not None and takes_pinned_memory(ranks.device),
     )
 
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from loguru import logger
 
+from pegboard.assemble import build_run_data
 from pegboard.command import print_text
-from pegboard.data_report import describe_store
+from pegboard.data_report import describe_plan, describe_store
 from pegboard.preparation import cache_folder, prepare_sources
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def prepare_run(
     num_workers: int | None = None,
     trust_remote_code: bool = False,
 ) -> None:
-    """Make the token stores of a run and print what they come to.
+    """Make the token stores of a run and the plan of its first epoch; print what they come to.
 
     Args:
         limit: take only so many records of each dataset.
@@ -39,7 +40,10 @@ def prepare_run(
     if num_workers is None:
         num_workers = len(os.sched_getaffinity(0))
     tokenizer = run.tokenizer.build(trust_remote_code=trust_remote_code)
-    for entries in (run.datasets, run.eval.datasets if run.eval else ()):
+    lists = [(run.datasets, run.epoch_num - 1 if run.epoch_num else None)]
+    if run.eval:
+        lists.append((run.eval.datasets, 0))
+    for entries, last_epoch in lists:
         sources = prepare_sources(
             entries,
             cache=cache_folder(run),
@@ -49,8 +53,18 @@ def prepare_run(
             limit=limit,
             log_counts=False,
         )
-        for source in sources:
-            print_text("\n".join(describe_store(source.store)))
+        data = build_run_data(
+            run,
+            None,
+            sources,
+            tokenizer,
+            global_batch_size=run.global_batch_size,
+            last_epoch=last_epoch,
+        )
+        plan = data.plan_epoch(0)
+        lines = [line for source in sources for line in describe_store(source.store)]
+        lines += describe_plan(sources, plan, global_batch_size=run.global_batch_size)
+        print_text("\n".join(lines))
 
 
 def _screen(message: object) -> None:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pegboard.assemble import build_run_data
 from pegboard.cli import main
+from pegboard.plugin_manager import load_plugins
+from pegboard.preparation import cache_folder, prepare_sources
+from pegboard.record_tokenizing import RecordJob
+from pegboard.run_config import load_run_config
 from pegboard.token_store import open_store
 
 
@@ -85,6 +92,62 @@ def test_the_counts_at_the_end_account_for_every_record(
     assert meta["num_records"] == 5 == len(open_store(store)) + 1 + meta["num_bad"]
 
 
+def test_the_plan_counts_exactly_what_the_model_is_fed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [chat("q" * (i % 7), "answer " * (1 + i % 5)) for i in range(60)]
+    config = write_config(tmp_path, lines)
+    data = json.loads(config.read_text())
+    (tmp_path / "more.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines[3:20]))
+    more = json.loads(json.dumps(data["datasets"][0]))
+    more["dataset"] |= {
+        "name": "more",
+        "anno_path": str(tmp_path / "more.jsonl"),
+        "sample_ratio": 1.5,
+    }
+    data["datasets"].append(more)
+    config.write_text(json.dumps(data))
+    assert prepare(config) == 0
+    table = {
+        row[0]: [int(cell.replace(",", "")) for cell in row[1:5]]
+        for row in (line.split() for line in capsys.readouterr().out.splitlines())
+        if row[0] in ("chats", "more", "all") and len(row) == 10
+    }
+    run = load_run_config(config, (), load_plugins(third_party=False).registry).run
+    tokenizer = run.tokenizer.build()
+    sources = prepare_sources(
+        run.datasets, cache=cache_folder(run), tokenizer=tokenizer, model=run.model, num_workers=0
+    )
+    fed = build_run_data(
+        run, None, sources, tokenizer, global_batch_size=run.global_batch_size, last_epoch=0
+    )
+    samples, targets, tokens = Counter[str](), Counter[str](), 0
+    for step in range(fed.steps_per_epoch(0)):
+        for batch in fed.micro_batches(0, step):
+            tokens += batch.num_tokens
+            samples.update(key.source for key in batch.keys)
+            names = [sources[i].name for i in batch.targets.source_ids_K.tolist()]
+            targets.update(names)
+    fed.close()
+    assert samples == {"chats": table["chats"][1], "more": table["more"][1]}
+    assert targets == {"chats": table["chats"][3], "more": table["more"][3]}
+    assert tokens == table["chats"][2] + table["more"][2] == table["all"][2]
+    assert table["chats"][:2] == [60, 60] and table["more"][:2] == [17, 26]
+
+
+def test_training_after_prepare_tokenizes_and_plans_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write_config(tmp_path, CHATS)
+    assert prepare(config) == 0
+    plans = sorted(tmp_path.glob("work/.token_store/plans/*/epoch_00000/offsets.npy"))
+    assert len(plans) == 1
+    made = plans[0].stat().st_ino
+    monkeypatch.setattr(RecordJob, "write_part", lambda *_: pytest.fail("tokenized"))
+    assert main(["train", str(config), "--no-third-party", "--set", "savers=[]"]) == 0
+    assert plans[0].stat().st_ino == made
+
+
 def test_a_bad_record_that_is_not_allowed_is_one_line_and_code_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -150,8 +213,6 @@ def test_anything_that_changes_samples_makes_another_store_and_nothing_else_does
 
 
 def test_a_change_of_the_data_that_keeps_its_size_and_time_is_seen(tmp_path: Path) -> None:
-    import os
-
     config = write_config(tmp_path, CHATS)
     data = tmp_path / "data.jsonl"
     os.utime(data, (1e9, 1e9))
