@@ -108,6 +108,8 @@ class RecordJob:
                     if len(reason) > _MAX_REASON:
                         reason = reason[: _MAX_REASON - 3] + "..."
                     summary.bad.append(BadRecord(key.file, key.line, " ".join(reason.split())))
+                    if kind := getattr(error, "reason", None):
+                        summary.events[f"bad record: {kind}"] += 1
                 summary.num_records += 1
             summary.events.update(self.tokenize_fn.take_counts())
             self._check_unchanged(files)

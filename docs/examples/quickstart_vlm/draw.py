@@ -23,8 +23,8 @@ __all__ = ["COLOURS", "SHAPES", "describe", "draw_all", "draw_picture", "main"]
 
 NUM_TRAIN = 3000
 NUM_HELD_OUT = 40
-SIDE = 64
-QUESTION = "What does the picture show?"
+SIDE = 48
+QUESTION = "What is this?"
 COLOURS = {
     "red": (214, 40, 40),
     "green": (46, 160, 67),
@@ -108,7 +108,7 @@ def _places(count: int, rng: random.Random) -> list[tuple[float, float, float]]:
     while True:
         places: list[tuple[float, float, float]] = []
         for _ in range(200):
-            radius = rng.uniform(8, 12)
+            radius = rng.uniform(6, 9)
             x, y = (rng.uniform(radius + 1, SIDE - radius - 1) for _ in range(2))
             if all(math.hypot(x - a, y - b) > 1.35 * (radius + r) + 1 for a, b, r in places):
                 places.append((x, y, radius))

@@ -21,6 +21,8 @@ from pegboard.contracts import ImageTokens
 from pegboard.errors import ConfigError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from pegboard.contracts import BuiltModel
     from pegboard.run_config import RunConfig
 
@@ -200,6 +202,21 @@ class VisionLanguageComponent(ModelComponent):
     def num_experts(self) -> int:
         """The text model's."""
         return self.config.text_config.num_experts()
+
+    def sample_costs(self, lengths: np.ndarray, num_tiles: np.ndarray) -> np.ndarray:
+        """The text model's, and for each tile the tower's products in units of a token's there.
+
+        A frozen tower runs forward only, a third of the work.
+        """
+        vision, text = self.config.vision_config, self.config.text_config
+        size, tile_size = vision.hidden_size, self.image_tokens().tile_size
+        patches = (tile_size // vision.patch_size) ** 2 + 1
+        weights = 4 * size * size + 2 * size * vision.intermediate_size
+        tile = vision.num_hidden_layers * patches * (weights + 2 * patches * size)
+        layers = getattr(text.config, "num_hidden_layers", 24)
+        token = layers * 12 * getattr(text.config, "hidden_size", 2048) ** 2
+        share = 1 / 3 if self.config.freeze_vision else 1.0
+        return text.sample_costs(lengths, num_tiles) + num_tiles * (share * tile / token)
 
     def build(self) -> BuiltModel:
         from pegboard_plugins.blocks.vision_language import build_vision_language

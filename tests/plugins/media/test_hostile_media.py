@@ -280,6 +280,13 @@ def test_1000_hostile_records_end_in_samples_or_counted_reasons(
     }
     assert expected <= reasons.keys(), expected - reasons.keys()
 
+    counted = {
+        name.removeprefix("bad record: "): count
+        for name, count in store.meta["events"].items()
+        if name.startswith("bad record: ")
+    }
+    assert counted == {name: reasons[name] for name in counted} and expected <= counted.keys()
+
     skipped, seen_good = _load_all(store)
     assert seen_good == num_good
     assert skipped == 0 or check == "lazy"
