@@ -13,6 +13,7 @@ __all__ = [
     "DiffPart",
     "Histogram",
     "Pack",
+    "Policy",
     "Preview",
     "Sample",
     "Segment",
@@ -121,6 +122,17 @@ class Totals:
     padding: int = 0
 
 
+class Policy(NamedTuple):
+    """What a source would train under a way to treat history, before anything is cut."""
+
+    name: str
+    tokens: int | None
+    """None where it is not known."""
+    supervised: int
+    used: bool
+    """It is the one of this run."""
+
+
 @dataclass(frozen=True)
 class Source:
     """One dataset of the run."""
@@ -139,7 +151,8 @@ class Source:
     bad: int
     truncated: int
     events: Mapping[str, int]
-    """What the tokenize function counted."""
+    """What else the tokenize function counted."""
+    policies: tuple[Policy, ...] = ()
 
 
 @dataclass(frozen=True)

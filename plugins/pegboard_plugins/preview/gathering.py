@@ -19,7 +19,7 @@ from pegboard.preparation import cache_folder, prepare_sources
 
 from .chats import ChatReader
 from .conditions import Measure
-from .contents import Histogram, Pack, Preview, Sample, Segment, Source, Totals
+from .contents import Histogram, Pack, Policy, Preview, Sample, Segment, Source, Totals
 from .pictures import read_tiles
 from .pieces import PieceReader
 
@@ -85,7 +85,10 @@ def gather_preview(
         if batch.num_tokens
     )
     step_sources = _count_step(batches, [source.name for source in sources])
-    listed = tuple(_read_source(s, k, plan, step_sources[k]) for k, s in enumerate(sources))
+    listed = tuple(
+        _read_source(source, k, plan, step_sources[k], run.datasets[k].tokenize_fn.config)
+        for k, source in enumerate(sources)
+    )
     step_totals = Totals(
         packs=sum(batch.num_tokens > 0 for batch in batches),
         samples=sum(totals.samples for totals in step_sources),
@@ -195,7 +198,7 @@ def _count_step(batches: Sequence[Batch], names: Sequence[str]) -> list[Totals]:
     return [Totals(0, samples[name], tokens[name], supervised[k]) for k, name in enumerate(names)]
 
 
-def _read_source(source: DataSource, k: int, plan: EpochPlan, step: Totals) -> Source:
+def _read_source(source: DataSource, k: int, plan: EpochPlan, step: Totals, config: Any) -> Source:
     meta: Mapping[str, Any] = source.store.meta
     chosen = plan.samples[plan.sources == k]
     supervised = int(source.store.num_targets[chosen].sum(dtype=np.int64))
@@ -212,8 +215,24 @@ def _read_source(source: DataSource, k: int, plan: EpochPlan, step: Totals) -> S
         dropped=dropped,
         bad=meta["num_bad"],
         truncated=meta["events"].get("truncated", 0),
-        events=meta["events"],
+        events={
+            name: count
+            for name, count in meta["events"].items()
+            if name != "truncated" and not name.endswith(" tokens")
+        },
+        policies=_policies(meta["events"], getattr(config, "history", None)),
     )
+
+
+def _policies(events: Mapping[str, int], used: str | None) -> tuple[Policy, ...]:
+    """The counts `X tokens` and `X supervised tokens` of a tokenize function, by X."""
+    tail = " supervised tokens"
+    names = [event.removesuffix(tail) for event in events if event.endswith(tail)]
+    policies = [
+        Policy(name, events.get(f"{name} tokens"), events[f"{name}{tail}"], name == used)
+        for name in names
+    ]
+    return tuple(sorted(policies, key=lambda policy: (not policy.used, policy.name)))
 
 
 def _histogram(sources: Sequence[DataSource], plan: EpochPlan) -> Histogram:

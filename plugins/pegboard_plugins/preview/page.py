@@ -11,6 +11,7 @@ import base64
 import hashlib
 import html
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -186,6 +187,7 @@ def _sources(preview: Preview) -> Iterator[str]:
             f'<td class="n">{_of_step(source.step)}</td><td>{_losses(source)}</td></tr>'
         )
     yield "</tbody></table></div>"
+    yield from _policies(preview)
     events = [(source.name, source.events) for source in preview.sources if source.events]
     if events:
         yield "<details><summary>What the tokenize functions counted</summary><ul>"
@@ -194,6 +196,34 @@ def _sources(preview: Preview) -> Iterator[str]:
             yield f"<li><b>{_text(name)}</b>: {said}</li>"
         yield "</ul></details>"
     yield "</section>"
+
+
+def _policies(preview: Preview) -> Iterator[str]:
+    """What each way to treat history would train, where they differ."""
+    chats = [
+        source
+        for source in preview.sources
+        if len({(policy.tokens, policy.supervised) for policy in source.policies}) > 1
+    ]
+    if not chats:
+        return
+    yield "<details><summary>What each history policy would train</summary>"
+    yield (
+        '<div class="scroll"><table class="small"><thead><tr><th scope="col">source</th>'
+        '<th scope="col">history</th><th scope="col" class="n">supervised tokens</th>'
+        '<th scope="col" class="n">of tokens</th></tr></thead><tbody>'
+    )
+    for source in chats:
+        most = max(policy.supervised for policy in source.policies) or 1
+        for policy in source.policies:
+            here = " <em>this run</em>" if policy.used else ""
+            tokens = f"{policy.tokens:,}" if policy.tokens is not None else "&ndash;"
+            yield (
+                f"<tr><td>{_text(source.name)}</td><td>{_text(policy.name)}{here}</td>"
+                f'<td class="n">{_bar(policy.supervised / most, "loss")}{policy.supervised:,}</td>'
+                f'<td class="n">{tokens}</td></tr>'
+            )
+    yield "</tbody></table></div></details>"
 
 
 def _of_step(totals: Totals) -> str:
@@ -315,7 +345,7 @@ def _packs(preview: Preview) -> Iterator[str]:
     yield (
         '<div class="tools">'
         '<p class="legend"><i class="s">loss</i><i>no loss</i><i class="x">special</i>'
-        '<i class="y">E4 BD</i><span>part of a character</span><i class="w"> </i>'
+        '<i class="y">E4 BD</i><span>part of a character</span><i><b class="d">  </b></i>'
         "<span>white space</span><i><b></b></i><span>newline</span></p>"
         '<p class="switches">'
         '<label><input type="checkbox" id="edges" checked>token edges</label>'
@@ -459,24 +489,27 @@ def _token_classes(piece: Piece, weight: float) -> list[str]:
         classes.append("x")
     elif piece.kind in ("bytes", "unknown"):
         classes.append("y")
-    elif not piece.text.strip(" "):
-        classes.append("w")
     return classes
 
 
 def _flow(text: str) -> str:
-    """Text with its lines; newlines, tabs and what would not show get a glyph."""
-    parts = []
-    for character in text:
-        if character == "\n":
-            parts.append("<b></b>\n")
-        elif character == "\t":
-            parts.append('<b class="t"></b>\t')
-        elif name := visible_character(character):
-            parts.append(f'<b class="c">{name}</b>')
-        else:
-            parts.append(html.escape(character))
-    return "".join(parts)
+    """Text with its lines; newlines, tabs, several spaces and what would not show get a glyph."""
+    visible = "( +)" if not text.strip(" \n") else "( {2,})"
+    stretches = re.split(visible, text)
+    return "".join(
+        f'<b class="d">{part}</b>' if k % 2 else "".join(map(_glyph, part))
+        for k, part in enumerate(stretches)
+    )
+
+
+def _glyph(character: str) -> str:
+    if character == "\n":
+        return "<b></b>\n"
+    if character == "\t":
+        return '<b class="t"></b>\t'
+    if name := visible_character(character):
+        return f'<b class="c">{name}</b>'
+    return html.escape(character)
 
 
 def _sample_id(pack: int, sample: int) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TextIO
 
-from .contents import Pack, Preview, Sample, Totals, TurnStatus
+from .contents import Pack, Preview, Sample, Source, Totals, TurnStatus
 from .pieces import Piece, visible_character
 from .placeholders import groups
 
@@ -74,9 +74,8 @@ def render_terminal(preview: Preview, style: Style, *, num_packs: int, full: boo
     """The whole view, lines ended by newlines but for the last."""
     lines = [*_header(preview, style), "", *_sources(preview, style), ""]
     lines += [*_lengths(preview, style), ""]
-    turns = _turns(preview.packs, style)
-    if turns:
-        lines += [turns, ""]
+    if turns := list(_turns(preview.packs, style)):
+        lines += [*turns, ""]
     if num_packs and preview.packs:
         lines += [_legend(style), ""]
     for pack in preview.packs[:num_packs]:
@@ -147,8 +146,23 @@ def _sources(preview: Preview, style: Style) -> Iterator[str]:
         yield style.paint(line[: widths[0]], _source_style(k)) + line[widths[0] :]
         for reason, count in sorted(source.dropped.items(), key=lambda item: -item[1]):
             yield style.paint(f"  dropped {count:,}: {_safe(reason)}", "bad")
+        yield from (
+            style.paint(line, "faint") for line in _fit(_policies(source), style, first="  ")
+        )
         events = [f"{_safe(name)} {count:,}" for name, count in sorted(source.events.items())]
         yield from (style.paint(line, "faint") for line in _fit(events, style, first="  "))
+
+
+def _policies(source: Source) -> list[str]:
+    """What each way to treat history would train, if they differ at all."""
+    if len({(policy.tokens, policy.supervised) for policy in source.policies}) < 2:
+        return []
+    cells = ["history:"]
+    for policy in source.policies:
+        of = f" of {policy.tokens:,}" if policy.tokens is not None else ""
+        here = " (this run)" if policy.used else ""
+        cells.append(f"{_safe(policy.name)} {policy.supervised:,}{of}{here}")
+    return cells
 
 
 def _table_row(cells: Sequence[str], widths: Sequence[int]) -> str:
@@ -172,7 +186,7 @@ def _lengths(preview: Preview, style: Style) -> Iterator[str]:
     yield " " * indent + style.paint(axis, "faint")
 
 
-def _turns(packs: Sequence[Pack], style: Style) -> str:
+def _turns(packs: Sequence[Pack], style: Style) -> Iterator[str]:
     counts = Counter(
         turn.status for pack in packs for sample in pack.samples for turn in sample.turns
     )
@@ -183,13 +197,11 @@ def _turns(packs: Sequence[Pack], style: Style) -> str:
         "no loss": ("without loss", "faint"),
         "rewritten": ("without loss, not as at inference", "faint"),
     }
-    found = [
-        style.paint(f"{counts[status]:,} {text}", name)
-        for status, (text, name) in words.items()
-        if counts[status]
-    ]
-    title = style.paint("assistant turns in the packs read", "bold")
-    return f"{title}  {', '.join(found)}" if found else ""
+    if counts:
+        yield style.paint("assistant turns in the packs read", "bold")
+    for status, (text, name) in words.items():
+        if counts[status]:
+            yield style.paint(f"  {counts[status]:,} {text}", name)
 
 
 def _legend(style: Style) -> str:
@@ -287,8 +299,8 @@ def _parts(piece: Piece, times: int, mark: str, room: int) -> Iterator[tuple[str
         yield f"{mark}[{piece.shown}{shown}]", False
         return
     text = piece.shown
-    if text.strip(" ") == "":
-        text = "\u00b7" * len(text)
+    if not text.strip(" \n"):
+        text = text.replace(" ", "\u00b7")
     part = mark
     for character in text:
         if character == "\n":
