@@ -28,6 +28,7 @@ from pegboard.expert_dispatch import AllToAllDispatcher
 from pegboard.initialization import init_module_weights, plain_name
 from pegboard.parallel import (
     Ranks,
+    _gathered_elements,
     apply_activation_checkpointing,
     clip_gradients,
     gradient_norm,
@@ -480,6 +481,11 @@ def memory(results: dict[str, Any]) -> None:
         every: list[dict[str, int]] = [{} for _ in range(dist.get_world_size())]
         dist.all_gather_object(every, held)
         results[name] = every
+        # What a step that reduces once holds whole: all that is dense, of experts its own.
+        results[f"{name} gathered"] = {
+            key: _gathered_elements(parameter) / parameter.numel()
+            for key, parameter in run.built.module.named_parameters()
+        }
 
 
 def uneven(results: dict[str, Any]) -> None:

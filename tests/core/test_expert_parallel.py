@@ -132,6 +132,8 @@ def test_with_two_ranks_each_holds_half_of_what_is_not_an_expert(tmp_path: Path)
         for held in results[mesh]:
             assert held["dense"] * 2 == held["dense whole"] > 0, (mesh, held)
             assert held["expert"] * 2 == held["expert whole"] > 0, (mesh, held)
+    for name, share in results["ep2 gathered"].items():
+        assert share == (0.5 if ".experts." in name else 1.0), name
 
 
 def test_sizes_that_do_not_fit_the_ranks_name_those_that_do() -> None:

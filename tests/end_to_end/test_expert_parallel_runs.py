@@ -3,13 +3,14 @@ experts; on real questions with the genuine tokenizer too, and the export opens 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from launching import ROOT, drive, read_metrics, tiny_config, write_config
+from launching import ROOT, drive, read_metrics, tiny_config, torchrun, write_config
 from test_invariance import compare
 
 ASSETS = ROOT.parent / "shared" / "assets"
@@ -63,6 +64,32 @@ def test_how_many_ranks_share_the_experts_changes_only_rounding(
 
 
 @pytest.mark.slow
+def test_a_run_of_ep_4_goes_on_at_ep_2_and_alone(
+    make_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    savers = [
+        {"class_name": "CheckpointSaver", "every_steps": 3},
+        {"class_name": "HFSaver", "dtype": "float32"},
+    ]
+    config = make_config("whole", **changes_of("ep_4"), savers=savers)
+    result = torchrun(4, "core/run.py", str(config))
+    assert result.returncode == 0, result.stderr[-5000:]
+    whole = tmp_path / "whole" / "run"
+    for name, ranks, size in (("ep_2", 4, 2), ("alone", 1, 1)):
+        shutil.copytree(whole, tmp_path / name / "run")
+        shutil.rmtree(tmp_path / name / "run" / "checkpoints" / "step_00000005")
+        (tmp_path / name / "run" / "metrics.jsonl").unlink()
+        words = ["--set", f"work_dir={tmp_path / name}"]
+        words += ["--set", f"parallel.expert_parallel_size={size}", "--resume"]
+        result = torchrun(ranks, "core/run.py", str(config), *words)
+        assert result.returncode == 0, result.stderr[-5000:]
+        resumed = read_metrics(tmp_path / name / "run")
+        for one, two in zip(read_metrics(whole)[3:], resumed, strict=True):
+            for number in ("step", "loss", "grad_norm", "balancing_loss"):
+                assert one[number] == pytest.approx(two[number], rel=2e-6), (name, number)
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(
     not ASSETS.is_dir(), reason="needs the genuine tokenizer and GSM8K beside the checkout"
 )
@@ -76,25 +103,25 @@ def test_gsm8k_at_full_vocabulary_learns_the_same_with_shared_experts(tmp_path: 
             model={
                 **MODEL,
                 "vocab_size": 151_936,
-                "hidden_size": 128,
-                "intermediate_size": 256,
+                "hidden_size": 64,
+                "intermediate_size": 128,
                 "num_hidden_layers": 4,
                 "num_attention_heads": 4,
                 "num_key_value_heads": 2,
-                "head_dim": 32,
+                "head_dim": 16,
                 "num_experts": 16,
                 "num_experts_per_tok": 4,
-                "moe_intermediate_size": 64,
+                "moe_intermediate_size": 32,
             },
-            dataloader={"pack_max_length": 1024},
-            optimizer={"class_name": "AdamW", "lr": 1e-3},
+            dataloader={"pack_max_length": 512},
+            optimizer={"class_name": "AdamW", "lr": 5e-3},
             lr_schedule={"class_name": "CosineSchedule", "warmup_ratio": 0.05},
             parallel={"class_name": "FSDP2", "expert_parallel_size": size},
             global_batch_size=2,
             epoch_num=None,
             total_steps=50,
         )
-        config["datasets"][0]["tokenize_fn"]["max_length"] = 1024
+        config["datasets"][0]["tokenize_fn"]["max_length"] = 512
         paths.append(write_config(tmp_path / f"ep_{size}.json", config))
     drive(2, paths, timeout_s=900)
     one, two = (read_metrics(tmp_path / f"ep_{size}" / "run") for size in (1, 2))
