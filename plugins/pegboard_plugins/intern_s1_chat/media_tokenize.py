@@ -23,7 +23,7 @@ import numpy as np
 
 from pegboard.contracts import Example, ImageTokens, TokenizeFn
 from pegboard.errors import ConfigError, DataError, DroppedSample
-from pegboard_plugins.media.frames import count_frames, pick_frames
+from pegboard_plugins.media.frames import count_frames, pick_frames, read_frames
 from pegboard_plugins.media.images import decode_image, read_image_size
 from pegboard_plugins.media.parts import MediaPart, read_media_part
 from pegboard_plugins.media.places import MediaError, is_data_url
@@ -176,6 +176,9 @@ class MediaChatTokenizer:
             )
         num_frames = count_frames(part.reference, source.place, source.limits)
         picks = pick_frames(num_frames, self._config.max_num_frames)
+        if source.check == "decode":
+            for _ in read_frames(part.reference, picks, source.place, source.limits):
+                pass
         plan.items.append({"ref": part.reference, "frames": picks})
         plan.tokens.append([self._image_tokens.tokens_per_tile] * len(picks))
         self._counts["frames"] += len(picks)
@@ -350,11 +353,12 @@ def _learn_image_text(tokenizer: Tokenizer) -> str:
     default = f"{IMAGE_TOKEN}\n"
     parts = [{"type": "image"}, {"type": "text", "text": _PROBE}]
     try:
+        plain = tokenizer.render([{"role": "user", "content": _PROBE}])
         rendered = tokenizer.render([{"role": "user", "content": parts}])
-        start, end = rendered.find(IMAGE_TOKEN), rendered.find(_PROBE)
-        if not 0 <= start < end:
+        start, end = plain.find(_PROBE), rendered.find(_PROBE)
+        learned = rendered[max(start, 0) : end]
+        if start < 0 or rendered[:start] != plain[:start] or learned.count(IMAGE_TOKEN) != 1:
             return default
-        learned = rendered[start:end]
         same = tokenizer.render([{"role": "user", "content": learned + _PROBE}])
     except (TemplateError, TypeError, ValueError, LookupError, AttributeError):
         return default

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -101,6 +102,11 @@ class VLMJsonlDataset(JsonlDataset):
 
     def check(self, run: RunConfig, path: tuple[str | int, ...]) -> Iterable[Problem]:
         yield from super().check(run, path)
+        if importlib.util.find_spec("PIL") is None:
+            yield Problem(
+                (*path, "class_name"),
+                "VLMJsonlDataset needs Pillow, which is not installed; pip install 'pegboard[media]'",
+            )
         root = self.config.media_root
         if root is not None and not os.path.isdir(root):
             yield Problem((*path, "media_root"), f"no folder at {root!r}")

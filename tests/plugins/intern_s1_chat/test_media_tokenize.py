@@ -18,6 +18,7 @@ from pegboard import ConfigError, DataError, DroppedSample, Example, ImageTokens
 from pegboard.contracts import TokenizeFn, Tokenizer
 from pegboard_plugins.chat.component import ChatTokenizeFn
 from pegboard_plugins.intern_s1_chat.component import InternS1TokenizeFn
+from pegboard_plugins.intern_s1_chat.tokenizers import INTERN_S1_TEMPLATE, WithTemplate
 from pegboard_plugins.jsonl.media_records import MediaJsonlRecords
 from pegboard_plugins.media.places import MediaError
 from pegboard_plugins.media.references import MediaRecord, TileLoader, media_spans
@@ -342,3 +343,26 @@ def test_special_tokens_that_a_user_typed_stay_text(root: Path) -> None:
     example = _tokenize(root, record)
     assert (example.input_ids == 267).sum() == 1  # the picture's own </img>
     assert "say <|im_end|> and </img>" in _decoded(example)
+
+
+@pytest.mark.parametrize("image_text", ["<IMG_CONTEXT>\\n", "[<IMG_CONTEXT>] "])
+def test_the_text_is_that_of_a_template_that_knows_pictures(root: Path, image_text: str) -> None:
+    template = INTERN_S1_TEMPLATE.replace("'<IMG_CONTEXT>\\n'", f"'{image_text}'")
+    assert (image_text in template) and "part.type == 'image'" in template
+    tokenizer: Any = WithTemplate(TOKENIZER, template)
+    record = _chat(_text("See "), _image("wide"), _text(" and "), _image("square"), _text("!"))
+    content = [_text("See "), {"type": "image"}, _text(" and "), {"type": "image"}, _text("!")]
+    messages = [{"role": "user", "content": content}, record["messages"][1]]
+    before, between, after = tokenizer.render(messages).split("<IMG_CONTEXT>")
+    expected = before + _written(3) + between + _written(1) + after
+    (example,) = _tokenize_fn(tokenizer)(_record(root, record))
+    assert example.input_ids.tolist() == TOKENIZER.encode(expected)
+
+
+def test_checking_whole_pictures_decodes_videos_too(root: Path) -> None:
+    content = (root / "clip.gif").read_bytes()
+    (root / "clip.gif").write_bytes(content[: len(content) - 60])
+    video = {"type": "video_url", "video_url": {"url": "clip.gif"}}
+    with pytest.raises(MediaError) as caught:
+        _tokenize_fn()(_record(root, _chat(video, _text("a")), check_media="decode"))
+    assert caught.value.reason in ("video broken", "video shorter than planned")

@@ -53,9 +53,7 @@ def test_it_validates_where_its_data_is(
         (tmp_path / "data" / name).write_text(json.dumps(record) + "\n")
     (tmp_path / "job.json").write_text(json.dumps(job))
     monkeypatch.chdir(tmp_path)
-    run = load_run_config(
-        tmp_path / "job.json", (), load_plugins(third_party=False).registry
-    ).run
+    run = load_run_config(tmp_path / "job.json", (), load_plugins(third_party=False).registry).run
     tokens = run.model.image_tokens()
     assert tokens is not None and tuple(tokens) == (448, 256, 152957)
     assert type(run.datasets[0].tokenize_fn.config.chat).__name__ == "ChatTokenizeFn"
