@@ -99,6 +99,23 @@ class ChatTokenizer:
         state = [RENDERER_VERSION, config, self._tokenizer.fingerprint()]
         return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
+    @property
+    def renderer(self) -> ChatRenderer:
+        """How chats are written out; for tools that show a sample beside its record."""
+        return self._renderer
+
+    def read_messages(self, record: Any) -> ChatRecord | None:
+        """A record's chat as its template reads it; None if it is none.
+
+        Raises:
+            DataError: it is broken.
+        """
+        content = self._format.read(record)
+        if not isinstance(content, RecordChat):
+            return None
+        chat = read_chat(content.messages, content.tools)
+        return chat._replace(messages=self._renderer.adapt(chat.messages))
+
     def _read_chat(self, content: RecordChat) -> list[Example]:
         chat = read_chat(content.messages, content.tools)
         chosen = [j for j, loss in enumerate(chat.loss) if loss]

@@ -88,16 +88,7 @@ class MediaChatTokenizer:
 
     def __call__(self, record: Mapping[str, Any] | Sequence[Any]) -> Sequence[Example]:
         source = getattr(record, "source", None)
-        parts, flat = _take_media(_messages(record))
-        if parts and not isinstance(source, RecordSource):
-            raise DataError(
-                "messages: they hold pictures, but this dataset does not say where pictures lie; "
-                "use VLMJsonlDataset"
-            )
-        plan = self._plan_media(parts, source) if isinstance(source, RecordSource) else _Plan()
-        placer = _Placer(flat, parts, self._image_text, self._frame_texts(parts, plan))
-        messages = [placer.place(message) for message in flat]
-        plan.reorder(placer.order)
+        messages, plan = self._place_media(record)
         examples = []
         for example in self._chat(self._with_messages(record, messages)):
             grown = self._grown(example, plan, messages)
@@ -119,7 +110,51 @@ class MediaChatTokenizer:
         state = [TOKENIZER_VERSION, config, self._chat.fingerprint(), self._image_tokens]
         return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
+    @property
+    def renderer(self) -> Any:
+        """The inner tokenize function's, if it has one; see ChatTokenizer."""
+        return getattr(self._chat, "renderer", None)
+
+    def read_messages(self, record: Any) -> Any:
+        """What the inner tokenize function says of the record, with the image tokens written out.
+
+        Raises:
+            DataError: it is broken.
+        """
+        messages, plan = self._place_media(record)
+        counts = iter([count for tokens in plan.tokens for count in tokens])
+
+        def grow(found: re.Match[str]) -> str:
+            count = next(counts, None)
+            return found[0] if count is None else f"{IMAGE_START}{found[0] * count}{IMAGE_END}"
+
+        chat = self._chat.read_messages(self._with_messages(record, messages))  # type: ignore[attr-defined]
+        if chat is None:
+            return None
+        grown = []
+        for message in chat.messages:
+            content = message.get("content")
+            if isinstance(content, str):
+                message = {**message, "content": re.sub(re.escape(IMAGE_TOKEN), grow, content)}
+            grown.append(message)
+        return chat._replace(messages=grown)
+
     # -- media of the record -----------------------------------------------------------------
+
+    def _place_media(self, record: Any) -> tuple[list[Any], _Plan]:
+        """The messages with `<IMG_CONTEXT>` for each picture and frame, and the plan of these."""
+        source = getattr(record, "source", None)
+        parts, flat = _take_media(_messages(record))
+        if parts and not isinstance(source, RecordSource):
+            raise DataError(
+                "messages: they hold pictures, but this dataset does not say where pictures lie; "
+                "use VLMJsonlDataset"
+            )
+        plan = self._plan_media(parts, source) if isinstance(source, RecordSource) else _Plan()
+        placer = _Placer(flat, parts, self._image_text, self._frame_texts(parts, plan))
+        messages = [placer.place(message) for message in flat]
+        plan.reorder(placer.order)
+        return messages, plan
 
     def _plan_media(self, parts: Sequence[MediaPart], source: RecordSource) -> _Plan:
         plan = _Plan()

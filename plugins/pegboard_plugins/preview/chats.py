@@ -1,8 +1,8 @@
 """The chat behind a sample: whose each token is, and how each turn compares with inference.
 
-Both come from the record, read as the tokenize function's own config says, and the chat template.
-Where a tokenize function makes several samples of a record, a turn that trains in another one is
-history in this one, and is not called untrained.
+Both come from the record, as a tokenize function that has `renderer` and `read_messages(record)`
+reads it, and the chat template. Where it makes several samples of a record, a turn that trains in
+another one is history in this one, and is not called untrained.
 """
 
 from __future__ import annotations
@@ -13,9 +13,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from pegboard import DataError
-from pegboard.contracts import RecordChat
-from pegboard_plugins.texts.messages import read_chat
-from pegboard_plugins.texts.rendering import ChatRenderer
 
 from .contents import Segment, Turn
 from .inference import compare_turns
@@ -23,9 +20,11 @@ from .records import RecordFinder
 from .roles import TextSpan, find_roles
 
 if TYPE_CHECKING:
+    from pegboard.component import ModelComponent
     from pegboard.contracts import SampleKey, Tokenizer
     from pegboard.data_loading import DataSource
     from pegboard.run_config import DatasetEntry
+    from pegboard_plugins.texts.rendering import ChatRenderer
 
     from .pieces import PieceReader
 
@@ -50,51 +49,64 @@ class ChatReader:
     """Reads the chats behind the samples of one dataset, where there are any."""
 
     def __init__(
-        self, entry: DatasetEntry, source: DataSource, tokenizer: Tokenizer, pieces: PieceReader
+        self,
+        entry: DatasetEntry,
+        source: DataSource,
+        tokenizer: Tokenizer,
+        model: ModelComponent,
+        pieces: PieceReader,
     ) -> None:
-        self.name = entry.name
         self._store = source.store
         self._pieces = pieces
         self._stops = tuple(tokenizer.decode([token]) for token in tokenizer.eos_token_ids)
-        self._renderer: ChatRenderer | None = None
-        config = entry.tokenize_fn.config
-        arguments = getattr(config, "template_kwargs", None)
-        if tokenizer.chat_template is not None and isinstance(arguments, Mapping):
-            self._renderer = ChatRenderer(tokenizer, arguments)
-            self._format = config.record_format.build()
+        tokenize: Any = entry.tokenize_fn.build(tokenizer, model)
+        self._renderer: ChatRenderer | None = getattr(tokenize, "renderer", None)
+        self._tokenize = tokenize
+        if self._renderer is not None:
             self._records = RecordFinder(entry.dataset.build(entry.name))
         self._trained: dict[SampleKey, frozenset[int]] = {}
 
     def read(
-        self, index: int, texts: Sequence[str], has_loss: np.ndarray
+        self, index: int, texts: Sequence[str], has_loss: np.ndarray, start: int = 0
     ) -> tuple[list[Segment], list[Turn]]:
-        """Roles of a sample's tokens (counted from its first), and its turns beside inference.
+        """Roles of a sample's tokens (counted from the first given), and its turns beside inference.
 
         Args:
             index: of the sample in the source's store.
-            texts: of its tokens.
-            has_loss: (tokens,) bool.
+            texts: of its tokens in the pack; all of them, or those from `start` on.
+            has_loss: whether each of these is trained.
         """
         whole = [Segment("text", 0, len(texts))]
         chat = self._chat(index)
         if chat is None or self._renderer is None:
             return whole, []
+        end = start + len(texts)
+        is_part = (start, end) != (0, int(self._store.lengths[index]))
+        if is_part:
+            example = self._store[index]
+            texts = [piece.text for piece in self._pieces.read(example.input_ids.tolist())]
+            has_loss = example.loss_mask
         tokens = self._locate(chat, texts, has_loss)
         if not tokens:
             return whole, []
+        clipped = ((t.span.role, max(t.start, start), min(t.end, end)) for t in tokens)
+        segments = [Segment(role, a - start, b - start) for role, a, b in clipped if b > a]
+        if is_part:
+            return segments, []
         own = {t.span.message for t in tokens if t.trained}
         asked = {t.span.message for t in tokens if t.span.role == "assistant"}
         elsewhere = frozenset(self._trained_of_record(index, chat) if asked - own else ()) - own
+        compared = [t for t in tokens if t.span.message not in elsewhere]
         turns = compare_turns(
             "".join(texts),
-            [t.span for t in tokens if t.span.message not in elsewhere],
-            [t.trained for t in tokens if t.span.message not in elsewhere],
+            [t.span for t in compared],
+            [t.trained for t in compared],
             chat.messages,
             chat.tools,
             self._renderer,
             self._stops,
         )
-        return [Segment(t.span.role, t.start, t.end) for t in tokens if t.end > t.start], turns
+        return segments, turns
 
     def _chat(self, index: int) -> _Chat | None:
         if self._renderer is None:
@@ -103,13 +115,10 @@ class ChatReader:
         if record is None:
             return None
         try:
-            content = self._format.read(record)
-            if not isinstance(content, RecordChat):
-                return None
-            chat = read_chat(content.messages, content.tools)
-            return _Chat(self._renderer.adapt(chat.messages), chat.tools)
-        except DataError:  # it tokenized, so it is of a kind that isn't known here
+            chat = self._tokenize.read_messages(record)
+        except DataError:  # it was readable when it was tokenized
             return None
+        return None if chat is None else _Chat(chat.messages, chat.tools)
 
     def _locate(self, chat: _Chat, texts: Sequence[str], has_loss: np.ndarray) -> list[_Tokens]:
         assert self._renderer is not None

@@ -99,6 +99,8 @@ class Pack:
     """What the batch holds beside text: name and shape."""
     skipped: int = 0
     """Samples left out because their media could not be read."""
+    beyond: int = 0
+    """Tokens that are predicted at the end of a piece and stand in the next one, in another pack."""
 
     @property
     def num_tokens(self) -> int:
@@ -107,7 +109,7 @@ class Pack:
 
     @property
     def num_supervised(self) -> int:
-        return sum(weight != 0 for weight in self.weights)
+        return sum(weight != 0 for weight in self.weights) + self.beyond
 
 
 @dataclass(frozen=True)

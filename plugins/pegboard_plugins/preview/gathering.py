@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from pegboard import ConfigError
-from pegboard.data_loading import DataSource, EpochPlan, RunData
+from pegboard.assemble import build_run_data
+from pegboard.data_loading import Cursor, DataSource, EpochPlan, RunData
 from pegboard.preparation import cache_folder, prepare_sources
 
 from .chats import ChatReader
@@ -24,7 +25,7 @@ from .pictures import read_tiles
 from .pieces import PieceReader
 
 if TYPE_CHECKING:
-    from pegboard.contracts import Batch, SampleKey
+    from pegboard.contracts import Batch
     from pegboard.run_config import RunConfig
 
 __all__ = ["gather_preview"]
@@ -58,29 +59,30 @@ def gather_preview(
         model=run.model,
         num_workers=run.dataloader.num_workers,
     )
-    # One data rank of one: its micro-batches are the packs of all ranks, in order.
-    data = RunData(
+    # One data rank of one: its micro-batches are the packs of all ranks.
+    data = build_run_data(
+        run,
+        None,
         sources,
-        packer=run.dataloader.packer.build(),
-        collator=run.dataloader.collator.build(pad_token_id=tokenizer.pad_token_id),
-        pack_max_length=run.dataloader.pack_max_length,
+        tokenizer,
         global_batch_size=run.global_batch_size,
-        seed=run.seed,
+        last_epoch=run.epoch_num - 1 if run.epoch_num else None,
     )
     try:
         epoch, step_in_epoch, total_steps = _locate(run, data, step)
-        batches = data.micro_batches(epoch, step_in_epoch)
+        cursor = Cursor(epoch, step_in_epoch * run.global_batch_size)
+        batches = data.batches_at(cursor, steps_left=1)
     finally:
         data.close()
     plan = data.plan_epoch(epoch)
     pieces = PieceReader(tokenizer)
     chats = [
-        ChatReader(entry, source, tokenizer, pieces)
+        ChatReader(entry, source, tokenizer, run.model, pieces)
         for entry, source in zip(run.datasets, sources, strict=True)
     ]
     first = step_in_epoch * run.global_batch_size + 1
     packs = tuple(
-        _read_pack(batch, first + k, _in_pack(sources, plan, first + k - 1), chats, pieces)
+        _read_pack(batch, first + k, _in_pack(plan, first + k - 1), sources, chats, pieces)
         for k, batch in enumerate(batches[:num_shown])
         if batch.num_tokens
     )
@@ -100,9 +102,9 @@ def gather_preview(
     )
     epoch_totals = Totals(
         packs=plan.num_packs,
-        samples=len(plan.samples),
+        samples=plan.num_samples,
         tokens=plan.num_tokens,
-        supervised=sum(source.epoch.supervised for source in listed),
+        supervised=plan.num_targets,
     )
     return Preview(
         config_path=config_path,
@@ -135,43 +137,55 @@ def _locate(run: RunConfig, data: RunData, step: int) -> tuple[int, int, int]:
     return epoch, left, total
 
 
-def _in_pack(
-    sources: Sequence[DataSource], plan: EpochPlan, pack: int
-) -> dict[SampleKey, tuple[int, int]]:
-    """Key -> (source, index in its store) of the samples that the plan puts in a pack."""
-    span = slice(int(plan.offsets[pack]), int(plan.offsets[pack + 1]))
-    places = zip(plan.sources[span].tolist(), plan.samples[span].tolist(), strict=True)
-    return {sources[k].store.key(index): (k, index) for k, index in places}
+class _Piece(NamedTuple):
+    """A sample, or a part of one, as planned."""
+
+    source: int
+    index: int
+    """In the source's store."""
+    start: int
+    """First token of the piece in its sample."""
+
+
+def _in_pack(plan: EpochPlan, pack: int) -> list[_Piece]:
+    """What the plan puts in a pack, in order."""
+    part = plan.pieces.part(int(plan.offsets[pack]), int(plan.offsets[pack + 1]))
+    starts = [0] * len(part.samples) if part.starts is None else part.starts.tolist()
+    return list(map(_Piece, part.sources.tolist(), part.samples.tolist(), starts))
 
 
 def _read_pack(
     batch: Batch,
     number: int,
-    planned: Mapping[SampleKey, tuple[int, int]],
+    planned: Sequence[_Piece],
+    sources: Sequence[DataSource],
     chats: Sequence[ChatReader],
     pieces: PieceReader,
 ) -> Pack:
     ids = batch.input_ids_T.tolist()
     read = pieces.read(ids)
-    weights = np.zeros(len(ids))
-    # A row predicts the next token: the loss is that token's.
-    weights[batch.targets.positions_K.numpy() + 1] = batch.targets.weights_K.numpy()
+    weights, beyond = _losses(batch)
     bounds = batch.cu_seqlens.tolist()
+    # A collator may leave samples out, but keeps their order.
+    waiting = iter(planned)
     samples = []
     for k, (start, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
         if start >= batch.num_tokens:
             samples.append(Sample(-1, "padding", start, end, (Segment("padding", start, end),)))
             continue
         key = batch.keys[k] if k < len(batch.keys) else None
-        if key is None or key not in planned:
+        piece = next((p for p in waiting if sources[p.source].store.key(p.index) == key), None)
+        if key is None or piece is None:
             samples.append(Sample(-1, "unknown", start, end, (Segment("text", start, end),)))
             continue
-        source, index = planned[key]
-        texts = [piece.text for piece in read[start:end]]
-        segments, turns = chats[source].read(index, texts, weights[start:end] != 0)
+        texts = [one.text for one in read[start:end]]
+        has_loss = weights[start:end] != 0
+        segments, turns = chats[piece.source].read(piece.index, texts, has_loss, piece.start)
         segments = [Segment(role, a + start, b + start) for role, a, b in segments]
         place = f"{key} part {key.part + 1}" if key.part else str(key)
-        samples.append(Sample(source, place, start, end, tuple(segments), tuple(turns)))
+        if end - start < sources[piece.source].store.lengths[piece.index]:
+            place += f", tokens {piece.start:,} to {piece.start + end - start - 1:,}"
+        samples.append(Sample(piece.source, place, start, end, tuple(segments), tuple(turns)))
     return Pack(
         number=number,
         ids=ids,
@@ -182,7 +196,22 @@ def _read_pack(
         tiles=read_tiles(batch),
         media=tuple(f"{name} {tuple(value.shape)}" for name, value in batch.media.items()),
         skipped=batch.num_skipped,
+        beyond=beyond,
     )
+
+
+def _losses(batch: Batch) -> tuple[np.ndarray, int]:
+    """(T,) weight of the loss on each token, and how many predicted tokens stand in no row here.
+
+    A row predicts the token after it. Where a sample is cut, its last token predicts the first of
+    the next piece, which is in another pack.
+    """
+    rows = batch.targets.positions_K.numpy()
+    ids = batch.input_ids_T.numpy()
+    weights = np.zeros(len(ids))
+    ends = np.isin(rows + 1, batch.cu_seqlens.numpy())
+    weights[rows[~ends] + 1] = batch.targets.weights_K.numpy()[~ends]
+    return weights, int(ends.sum())
 
 
 def _count_step(batches: Sequence[Batch], names: Sequence[str]) -> list[Totals]:
@@ -200,25 +229,23 @@ def _count_step(batches: Sequence[Batch], names: Sequence[str]) -> list[Totals]:
 
 def _read_source(source: DataSource, k: int, plan: EpochPlan, step: Totals, config: Any) -> Source:
     meta: Mapping[str, Any] = source.store.meta
-    chosen = plan.samples[plan.sources == k]
-    supervised = int(source.store.num_targets[chosen].sum(dtype=np.int64))
+    counts = plan.counts[k]
     dropped = dict(meta["dropped"])
     if meta["num_bad"]:
         dropped["bad record"] = meta["num_bad"]
-    tokens = int(source.store.lengths[chosen].sum())
     return Source(
         name=source.name,
         records=meta["num_records"],
         samples=len(source.store),
-        epoch=Totals(0, len(chosen), tokens, supervised),
+        epoch=Totals(0, counts.samples, counts.tokens, counts.targets),
         step=step,
         dropped=dropped,
         bad=meta["num_bad"],
-        truncated=meta["events"].get("truncated", 0),
+        truncated=sum(n for name, n in meta["events"].items() if name.startswith("truncated")),
         events={
             name: count
             for name, count in meta["events"].items()
-            if name != "truncated" and not name.endswith(" tokens")
+            if not name.startswith("truncated") and not name.endswith(" tokens")
         },
         policies=_policies(meta["events"], getattr(config, "history", None)),
     )
@@ -236,9 +263,14 @@ def _policies(events: Mapping[str, int], used: str | None) -> tuple[Policy, ...]
 
 
 def _histogram(sources: Sequence[DataSource], plan: EpochPlan) -> Histogram:
-    lengths = [
-        source.store.lengths[plan.samples[plan.sources == k]] for k, source in enumerate(sources)
-    ]
+    pieces = plan.pieces.part(0, plan.num_samples)
+    lengths = []
+    for k, source in enumerate(sources):
+        own = pieces.sources == k
+        if pieces.starts is None or pieces.stops is None:
+            lengths.append(source.store.lengths[pieces.samples[own]])
+        else:
+            lengths.append(pieces.stops[own] - pieces.starts[own])
     together = np.concatenate(lengths)
     longest = int(together.max())
     width = -(-longest // _BINS)

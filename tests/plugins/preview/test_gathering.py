@@ -93,8 +93,10 @@ def test_every_step_shows_the_batches_that_the_ranks_train(
         data.close()
 
 
-def test_an_epoch_s_steps_add_up_to_its_totals(write_run: Callable[..., Path]) -> None:
-    path = write_run(SOURCES, global_batch_size=2, epoch_num=1)
+@pytest.mark.parametrize("packer", ["ExpandSoftPacker", "HardPacker", "NoPacker"])
+def test_an_epoch_s_steps_add_up_to_its_totals(write_run: Callable[..., Path], packer: str) -> None:
+    dataloader = {"pack_max_length": 410, "packer": {"class_name": packer}}
+    path = write_run(SOURCES, global_batch_size=2, epoch_num=1, dataloader=dataloader)
     first = gather(path)
     steps = [gather(path, step) for step in range(1, first.total_steps + 1)]
     for name in ("packs", "samples", "tokens", "supervised"):
@@ -104,6 +106,9 @@ def test_an_epoch_s_steps_add_up_to_its_totals(write_run: Callable[..., Path]) -
             of_steps = sum(getattr(p.sources[k].step, name) for p in steps)
             assert of_steps == getattr(source.epoch, name)
     assert sum(map(sum, first.histogram.counts)) == first.epoch_totals.samples
+    shown = [pack for p in steps for pack in p.packs]
+    assert sum(pack.num_supervised for pack in shown) == first.epoch_totals.supervised
+    assert sum(pack.num_tokens for pack in shown) == first.epoch_totals.tokens
 
 
 def test_segments_cover_each_sample_without_a_gap(write_run: Callable[..., Path]) -> None:
@@ -112,6 +117,21 @@ def test_segments_cover_each_sample_without_a_gap(write_run: Callable[..., Path]
             ends = [sample.start, *(segment.end for segment in sample.segments)]
             assert [segment.start for segment in sample.segments] == ends[:-1]
             assert ends[-1] == sample.end
+
+
+def test_a_part_of_a_cut_sample_keeps_its_roles(write_run: Callable[..., Path]) -> None:
+    records = [chat("question " * 20, "answer " * 20)] * 2
+    dataloader = {"pack_max_length": 100, "packer": {"class_name": "HardPacker"}}
+    preview = gather(write_run({"a": records}, global_batch_size=99, dataloader=dataloader))
+    answered = 0
+    for pack in preview.packs:
+        for sample in pack.samples:
+            for role, start, end in sample.segments:
+                text = "".join(piece.text for piece in pack.pieces[start:end])
+                assert role == ("user" if "question" in text else "assistant")
+                answered += text.count("answer ")
+    assert answered > 20
+    assert sum(pack.beyond for pack in preview.packs) > 0
 
 
 def test_roles_are_those_of_the_messages(write_run: Callable[..., Path]) -> None:
