@@ -11,7 +11,7 @@ from intern_s1_tokenizer import save_intern_s1_tokenizer
 from launching import ROOT, read_metrics, torchrun, write_config
 
 ASSETS = ROOT.parent / "shared" / "assets"
-NUM_STEPS = 24
+NUM_STEPS = 16
 
 
 @pytest.mark.slow
@@ -57,8 +57,8 @@ def test_text_and_photographs_train_together_and_data_is_never_waited_for(tmp_pa
             {"dataset": {**pictures, "sample_ratio": 10.0}, "tokenize_fn": tokenize_fn},
         ],
         "dataloader": {"pack_max_length": 4096, "num_workers": 2},
-        "optimizer": {"class_name": "AdamW", "lr": 3e-3},
-        "global_batch_size": 4,
+        "optimizer": {"class_name": "AdamW", "lr": 5e-3},
+        "global_batch_size": 2,
         "total_steps": NUM_STEPS,
         "savers": [],
     }
@@ -70,7 +70,7 @@ def test_text_and_photographs_train_together_and_data_is_never_waited_for(tmp_pa
     for name in ("loss", "loss/pure_text", "loss/media"):
         values = [step[name] for step in metrics if name in step]
         assert len(values) > NUM_STEPS // 2, name
-        assert sum(values[-3:]) / 3 < values[0] - 2.0, (name, values)
+        assert sum(values[-3:]) / 3 < values[0] - 1.5, (name, values)
     # The first steps start the workers.
     waited = sum(step["data_wait_s"] for step in metrics[2:])
     taken = sum(step["step_s"] for step in metrics[2:])
