@@ -28,6 +28,13 @@ class FakeTokenizer(PreTrainedTokenizerFast):
         super().__init__(*args, **kwargs)
         print("remote code ran")
 '''
+CONFIGURATION = """
+from transformers import PretrainedConfig
+
+
+class FakeConfig(PretrainedConfig):
+    model_type = "interns1"
+"""
 CONFIG: dict[str, Any] = {
     "architectures": ["InternS1ForConditionalGeneration"],
     "auto_map": {"AutoConfig": "configuration_fake.FakeConfig"},
@@ -68,7 +75,7 @@ CARRIED = {
     "video_preprocessor_config.json": '{"size": 28 }\n',
     "tokenization_fake.py": CODE,
     "processing_fake.py": "raise RuntimeError('never to be run')\n",
-    "configuration_fake.py": "raise RuntimeError('never to be run')\n",
+    "configuration_fake.py": CONFIGURATION,
     "tokenizer_SMILES.model": "not really a vocabulary\n",
 }
 
