@@ -16,10 +16,8 @@ from launching import environment_of_a_run, read_metrics, torchrun, write_config
 # Tiles of the four packs of a step. With four ranks each has one, so most ranks are without a picture in
 # some step; the third and the last step of a round have none anywhere.
 ROUND = ((2, 0, 0, 1), (0, 0, 0, 13), (0, 0, 0, 0), (1, 3, 2, 1), (0, 0, 0, 0))
-ROUNDS = 4
-WITH_PICTURES = [bool(sum(step)) for step in ROUND] * ROUNDS
 
-MODEL = {
+MODEL: dict[str, Any] = {
     "class_name": "InternS1",
     "image_token_id": 300,
     "vision_config": {
@@ -41,16 +39,29 @@ MODEL = {
         "head_dim": 8,
     },
 }
+EXPERTS = {
+    "class_name": "Qwen3MoE",
+    "moe_intermediate_size": 16,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    **{name: value for name, value in MODEL["text_config"].items() if name != "class_name"},
+}
 CASES: dict[str, dict[str, Any]] = {
     "frozen": {"freeze_vision": True, "freeze_projector": True},
     "tower_frozen": {"freeze_vision": True},
     "all": {},
     "all_each": {"reduction": "per_micro_batch"},
     "text_frozen": {"freeze_language": True},
+    "experts": {"freeze_vision": True, "text_config": EXPERTS},
 }
 
 
-def config_of(folder: Path, case: str) -> Path:
+def with_pictures(case: str) -> list[bool]:
+    """Whether each step of the run has a picture anywhere: 20 steps where all is frozen but the text, else 10."""
+    return [bool(sum(step)) for step in ROUND] * (4 if case == "frozen" else 2)
+
+
+def config_of(folder: Path, case: str, num_ranks: int) -> Path:
     options = dict(CASES[case])
     reduction = options.pop("reduction", "per_step")
     return write_config(
@@ -85,8 +96,12 @@ def config_of(folder: Path, case: str) -> Path:
             },
             "lr_schedule": {"class_name": "CosineSchedule", "min_lr": 1e-3},
             "global_batch_size": 4,
-            "epoch_num": ROUNDS,
-            "parallel": {"class_name": "FSDP2", "gradient_reduction": reduction},
+            "epoch_num": len(with_pictures(case)) // len(ROUND),
+            "parallel": {
+                "class_name": "FSDP2",
+                "gradient_reduction": reduction,
+                "expert_parallel_size": 2 if case == "experts" and num_ranks > 1 else 1,
+            },
             "savers": [{"class_name": "WatchParts"}],
         },
     )
@@ -94,7 +109,7 @@ def config_of(folder: Path, case: str) -> Path:
 
 def train_all(folder: Path, num_ranks: int, cases: list[str]) -> Path:
     folder.mkdir()
-    configs = [str(config_of(folder, case)) for case in cases]
+    configs = [str(config_of(folder, case, num_ranks)) for case in cases]
     script = Path(__file__).with_name("drive_pictures.py")
     if num_ranks == 1:
         # Not by torchrun: a process that shares its cores with nobody would take them all.
@@ -114,7 +129,7 @@ def train_all(folder: Path, num_ranks: int, cases: list[str]) -> Path:
 def check_same(one: Path, other: Path, cases: list[str]) -> None:
     for case in cases:
         first, second = read_metrics(one / case / "run"), read_metrics(other / case / "run")
-        assert len(first) == len(second) == len(WITH_PICTURES)
+        assert len(first) == len(second) == len(with_pictures(case))
         for a, b in zip(first, second, strict=True):
             for name in ("loss", "grad_norm"):
                 assert a[name] == pytest.approx(b[name], rel=1e-5), (case, name, a["step"])
@@ -148,8 +163,9 @@ def test_frozen_parts_stay_and_the_others_move_with_pictures_only(
 ) -> None:
     lines = (alone / case / "run" / "parts_0.jsonl").read_text(encoding="utf-8").splitlines()
     steps = [json.loads(line) for line in lines]
-    assert len(steps) == len(WITH_PICTURES) == 20
-    for before, after, has_pictures in zip(steps, steps[1:], WITH_PICTURES[1:], strict=False):
+    pictured = with_pictures(case)
+    assert len(steps) == len(pictured)
+    for before, after, has_pictures in zip(steps, steps[1:], pictured[1:], strict=False):
         moved = {part for part in after if part != "step" and before[part] != after[part]}
         expected = {"language_model"}
         if has_pictures:
