@@ -45,37 +45,41 @@ _SHAPING = (
 class VisionConfig(ComponentConfig):
     """The vision tower; defaults are InternViT-300M."""
 
-    hidden_size: PositiveInt = Field(1024, description="Width of the hidden states.")
+    hidden_size: PositiveInt = Field(default=1024, description="Width of the hidden states.")
     intermediate_size: PositiveInt = Field(
-        4096, description="Width inside the feed-forward layers."
+        default=4096, description="Width inside the feed-forward layers."
     )
-    num_hidden_layers: PositiveInt = Field(24, description="Number of layers.")
+    num_hidden_layers: PositiveInt = Field(default=24, description="Number of layers.")
     num_attention_heads: PositiveInt = Field(
-        16, description="Attention heads; they divide hidden_size."
+        default=16, description="Attention heads; they divide hidden_size."
     )
     image_size: PositiveInt = Field(
-        448, description="Side of a tile that the position embeddings are made for, in pixels."
+        default=448,
+        description="Side of a tile that the position embeddings are made for, in pixels.",
     )
-    patch_size: PositiveInt = Field(14, description="Side of a patch, in pixels.")
+    patch_size: PositiveInt = Field(default=14, description="Side of a patch, in pixels.")
     norm_type: Literal["layer_norm", "rms_norm"] = Field(
-        "layer_norm", description="Kind of the two norms of a layer."
+        default="layer_norm", description="Kind of the two norms of a layer."
     )
-    layer_norm_eps: PositiveFloat = Field(1e-6, description="Added to the variance in norms.")
-    attention_bias: bool = Field(True, description="Biases in the q, k, v projections.")
+    layer_norm_eps: PositiveFloat = Field(
+        default=1e-6, description="Added to the variance in norms."
+    )
+    attention_bias: bool = Field(default=True, description="Biases in the q, k, v projections.")
     use_qk_norm: bool = Field(
-        False, description="RMSNorm over all of a query and of a key, before heads are split."
+        default=False,
+        description="RMSNorm over all of a query and of a key, before heads are split.",
     )
     layer_scale_init_value: float = Field(
-        0.1, description="Fresh value of the factors on both branches of a layer."
+        default=0.1, description="Fresh value of the factors on both branches of a layer."
     )
     drop_path_rate: float = Field(
-        0.0,
+        default=0.0,
         ge=0.0,
         lt=1.0,
         description="Chance that the last layer's branches skip a tile; rises evenly from 0.",
     )
     initializer_range: PositiveFloat = Field(
-        0.02, description="Standard deviation of freshly drawn weights."
+        default=0.02, description="Standard deviation of freshly drawn weights."
     )
 
 
@@ -83,7 +87,7 @@ class ProjectorConfig(ComponentConfig):
     """From the tower's patches to rows of the text model."""
 
     downsample_ratio: float = Field(
-        0.5,
+        default=0.5,
         gt=0.0,
         le=1.0,
         description="Rows of the input per patch of a side, 1 / a whole number: 0.5 joins 2 x 2 "
@@ -128,9 +132,9 @@ class VisionLanguageComponent(ModelComponent):
     class Config(ComponentConfig):
         """Fields of a vision-language model."""
 
-        vision_config: VisionConfig = Field(VisionConfig(), description="The vision tower.")
+        vision_config: VisionConfig = Field(default=VisionConfig(), description="The vision tower.")
         projector_config: ProjectorConfig = Field(
-            ProjectorConfig(), description="From the tower to the text model."
+            default=ProjectorConfig(), description="From the tower to the text model."
         )
         text_config: Annotated[ModelComponent, ComponentOf("model")] = Field(
             description="The text model: any registered one."
@@ -139,21 +143,28 @@ class VisionLanguageComponent(ModelComponent):
             description="Id that stands where a picture's features go."
         )
         tile_size: PositiveInt | None = Field(
-            None,
+            default=None,
             description="Side of the tiles in pixels; null: vision_config.image_size. Another size "
             "interpolates the position embeddings.",
         )
         image_mean: _Color = Field(
-            (0.485, 0.456, 0.406), description="Taken from each colour, which is between 0 and 1."
+            default=(0.485, 0.456, 0.406),
+            description="Taken from each colour, which is between 0 and 1.",
         )
         image_std: _Color = Field(
-            (0.229, 0.224, 0.225), description="Each colour is divided by it afterwards."
+            default=(0.229, 0.224, 0.225), description="Each colour is divided by it afterwards."
         )
-        freeze_vision: bool = Field(False, description="Keep the vision tower as it was loaded.")
-        freeze_projector: bool = Field(False, description="Keep the projector as it was loaded.")
-        freeze_language: bool = Field(False, description="Keep the text model as it was loaded.")
+        freeze_vision: bool = Field(
+            default=False, description="Keep the vision tower as it was loaded."
+        )
+        freeze_projector: bool = Field(
+            default=False, description="Keep the projector as it was loaded."
+        )
+        freeze_language: bool = Field(
+            default=False, description="Keep the text model as it was loaded."
+        )
         vision_recompute_ratio: float = Field(
-            1.0,
+            default=1.0,
             ge=0.0,
             le=1.0,
             description="Share of the tower's layers that recompute their activations in backward; "

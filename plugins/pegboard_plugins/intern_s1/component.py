@@ -58,7 +58,7 @@ class InternS1(VisionLanguageComponent):
         """Fields of Intern-S1."""
 
         image_token_id: NonNegativeInt = Field(
-            152957, description="Id of <IMG_CONTEXT>, where a picture's features go."
+            default=152957, description="Id of <IMG_CONTEXT>, where a picture's features go."
         )
 
     config: Config

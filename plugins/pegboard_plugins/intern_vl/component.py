@@ -39,7 +39,7 @@ class InternVL(VisionLanguageComponent):
         """Fields of InternVL."""
 
         image_token_id: NonNegativeInt = Field(
-            151671, description="Id of <IMG_CONTEXT>, where a picture's features go."
+            default=151671, description="Id of <IMG_CONTEXT>, where a picture's features go."
         )
 
     config: Config
