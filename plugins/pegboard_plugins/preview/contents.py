@@ -95,8 +95,8 @@ class Pack:
     pieces: Sequence[Piece]
     samples: tuple[Sample, ...]
     tiles: tuple[Tile, ...] = ()
-    media: tuple[str, ...] = ()
-    """What the batch holds beside text: name and shape."""
+    media: str = ""
+    """What the batch holds beside text."""
     skipped: int = 0
     """Samples left out because their media could not be read."""
     beyond: int = 0

@@ -141,7 +141,7 @@ class _Piece(NamedTuple):
     """A sample, or a part of one, as planned."""
 
     source: int
-    index: int
+    sample: int
     """In the source's store."""
     start: int
     """First token of the piece in its sample."""
@@ -174,16 +174,16 @@ def _read_pack(
             samples.append(Sample(-1, "padding", start, end, (Segment("padding", start, end),)))
             continue
         key = batch.keys[k] if k < len(batch.keys) else None
-        piece = next((p for p in waiting if sources[p.source].store.key(p.index) == key), None)
+        piece = next((p for p in waiting if sources[p.source].store.key(p.sample) == key), None)
         if key is None or piece is None:
             samples.append(Sample(-1, "unknown", start, end, (Segment("text", start, end),)))
             continue
         texts = [one.text for one in read[start:end]]
         has_loss = weights[start:end] != 0
-        segments, turns = chats[piece.source].read(piece.index, texts, has_loss, piece.start)
+        segments, turns = chats[piece.source].read(piece.sample, texts, has_loss, piece.start)
         segments = [Segment(role, a + start, b + start) for role, a, b in segments]
         place = f"{key} part {key.part + 1}" if key.part else str(key)
-        if end - start < sources[piece.source].store.lengths[piece.index]:
+        if end - start < sources[piece.source].store.lengths[piece.sample]:
             place += f", tokens {piece.start:,} to {piece.start + end - start - 1:,}"
         samples.append(Sample(piece.source, place, start, end, tuple(segments), tuple(turns)))
     return Pack(
@@ -194,10 +194,19 @@ def _read_pack(
         pieces=read,
         samples=tuple(samples),
         tiles=read_tiles(batch),
-        media=tuple(f"{name} {tuple(value.shape)}" for name, value in batch.media.items()),
+        media=_describe_media(batch),
         skipped=batch.num_skipped,
         beyond=beyond,
     )
+
+
+def _describe_media(batch: Batch) -> str:
+    if not batch.media:
+        return ""
+    if "pixel_values" in batch.media and "tile_counts" in batch.media:
+        tiles, pictures = len(batch.media["pixel_values"]), len(batch.media["tile_counts"])
+        return f"{tiles:,} image tiles of {pictures:,} pictures"
+    return ", ".join(f"{name} {tuple(value.shape)}" for name, value in batch.media.items())
 
 
 def _losses(batch: Batch) -> tuple[np.ndarray, int]:
@@ -247,8 +256,15 @@ def _read_source(source: DataSource, k: int, plan: EpochPlan, step: Totals, conf
             for name, count in meta["events"].items()
             if not name.startswith("truncated") and not name.endswith(" tokens")
         },
-        policies=_policies(meta["events"], getattr(config, "history", None)),
+        policies=_policies(meta["events"], _history(config)),
     )
+
+
+def _history(config: Any) -> str | None:
+    """The history policy that a tokenize function's config names, itself or for its inner one."""
+    inner = getattr(config, "chat", None)
+    found = getattr(config, "history", None)
+    return found if inner is None else getattr(inner.config, "history", None)
 
 
 def _policies(events: Mapping[str, int], used: str | None) -> tuple[Policy, ...]:

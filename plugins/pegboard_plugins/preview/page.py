@@ -360,7 +360,7 @@ def _packs(preview: Preview) -> Iterator[str]:
 
 
 def _pack(preview: Preview, p: int, pack: Pack, top: float) -> Iterator[str]:
-    media = f", with {_text(', '.join(pack.media))}" if pack.media else ""
+    media = f", {_text(pack.media)}" if pack.media else ""
     if pack.skipped:
         media += f", {pack.skipped:,} skipped"
     yield f'<details class="pack" id="p{p}" data-pack="{p}" open><summary><h3>Pack {pack.number:,}</h3>'

@@ -219,7 +219,7 @@ def _pack(preview: Preview, pack: Pack, style: Style) -> Iterator[str]:
         f"{_share(pack.num_supervised, pack.num_tokens)} supervised"
     )
     if pack.media:
-        title += f", with {', '.join(pack.media)}"
+        title += f", {pack.media}"
     if pack.skipped:
         title += f", {_count(pack.skipped, 'sample')} skipped"
     rule = "\u2500" * max(2, style.width - len(title) - 4)

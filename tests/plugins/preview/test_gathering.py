@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from pegboard.preparation import cache_folder, prepare_sources
 from pegboard.run_config import RunConfig, load_run_config
 from pegboard_plugins.preview.contents import Preview
 from pegboard_plugins.preview.gathering import gather_preview
+
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 
 
 def load(path: Path) -> RunConfig:
@@ -204,6 +207,38 @@ def test_kept_history_is_another_prompt_than_the_template_gives(
     assert [turn.status for turn in sample.turns] == ["same", "differs"]
     extra = "".join(part.text for part in sample.turns[1].diff if part.kind == "training")
     assert "hidden later" in extra
+
+
+def test_pictures_stand_in_the_roles_of_their_messages(
+    write_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    image = pytest.importorskip("PIL.Image")
+    image.new("RGB", (96, 48), "teal").save(tmp_path / "a.png")
+    part = {"type": "image_url", "image_url": {"url": "a.png"}}
+    question = {"role": "user", "content": [part, {"type": "text", "text": "and now?"}]}
+    messages = [question, {"role": "assistant", "content": "teal"}]
+    path = write_run({"a": [{"messages": [*messages, *messages]}]})
+    config = json.loads(path.read_text())
+    tiny = json.loads((CONFIGS / "tiny" / "intern_s1.json").read_text())
+    config["datasets"][0]["dataset"] |= {
+        "class_name": "VLMJsonlDataset",
+        "media_root": str(tmp_path),
+    }
+    config["datasets"][0]["tokenize_fn"] = {"class_name": "InternS1TokenizeFn"}
+    config["dataloader"] = {"pack_max_length": 4096}
+    config |= {"model": tiny["model"], "tokenizer": tiny["tokenizer"]}
+    path.write_text(json.dumps(config))
+    packs = gather(path).packs
+    assert packs[0].tiles and all(tile.picture for tile in packs[0].tiles)
+    for pack in packs:
+        for sample in pack.samples:
+            assert [turn.status for turn in sample.turns] == ["same"] * len(sample.turns) != []
+            roles = [segment.role for segment in sample.segments]
+            assert roles == ["user", "assistant"] * (len(roles) // 2)
+            asked = [segment for segment in sample.segments if segment.role == "user"]
+            for tile in pack.tiles:
+                if sample.start <= tile.start < sample.end:
+                    assert any(s.start < tile.start and tile.end < s.end for s in asked)
 
 
 def test_dropped_bad_and_truncated_are_counted_by_source_and_reason(
