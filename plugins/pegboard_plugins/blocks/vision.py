@@ -104,7 +104,9 @@ class VisionLayer(nn.Module):
         return self._compute(hidden_MLD)
 
     def _compute(self, hidden_MLD: Tensor) -> Tensor:
-        rate = self.drop_path_rate if self.training else 0.0
+        # Without gradients (a frozen tower) there is nothing to regularise.
+        trains = self.training and torch.is_grad_enabled()
+        rate = self.drop_path_rate if trains else 0.0
         branch_MLD = self.lambda_1 * self.attention(self.layernorm_before(hidden_MLD))
         hidden_MLD = hidden_MLD + drop_path(branch_MLD, rate)
         branch_MLD = self.lambda_2 * self.mlp(self.layernorm_after(hidden_MLD))

@@ -128,6 +128,8 @@ def test_drop_path_is_for_training_only_and_rises_with_depth() -> None:
     assert torch.equal(module(pixels(3)), module(pixels(3)))
     module.train()
     assert not torch.equal(module(pixels(3)), module(pixels(3)))
+    with torch.no_grad():  # as a frozen tower runs
+        assert torch.equal(module(pixels(3)), module(pixels(3)))
 
 
 def test_a_tile_computes_what_it_computes_alone() -> None:

@@ -290,3 +290,9 @@ def test_each_part_freezes_by_its_flag(load: Loader) -> None:
             built = load(PUBLISHED, **{flag: True}).run.model.build()
         assert built.frozen == (prefix,)
         assert any(name.startswith(prefix) for name, _ in built.module.named_parameters())
+
+
+def test_a_larger_vocabulary_is_asked_for_inside_the_text_model(load: Loader) -> None:
+    larger = {"vocab_size": 400, "resize_embeddings": True}
+    model: Any = load(PUBLISHED, text_config=larger).run.model
+    assert model.config.text_config.config.vocab_size == 400

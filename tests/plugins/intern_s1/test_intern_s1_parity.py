@@ -396,3 +396,34 @@ def test_float64_weights_make_it_all_float64(tmp_path: Path) -> None:
     features = ours.image_features(pixels)
     alone = torch.cat([ours.image_features(tile[None]) for tile in pixels])
     torch.testing.assert_close(features, alone, rtol=0, atol=1e-12)
+
+
+def bytes_kept(module: Any, batch: Batch) -> int:
+    """Bytes of activations that forward keeps for backward; parameters and the batch are not counted."""
+    known = {p.untyped_storage().data_ptr() for p in module.parameters()}
+    known |= {t.untyped_storage().data_ptr() for t in batch.media.values()}
+    kept = 0
+
+    def pack(tensor: Tensor) -> Tensor:
+        nonlocal kept
+        if tensor.untyped_storage().data_ptr() not in known:
+            kept += tensor.nbytes
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        module(batch, ReferenceCrossEntropy())
+    return kept
+
+
+def test_with_tower_and_projector_frozen_pictures_keep_nothing_for_backward(tmp_path: Path) -> None:
+    config = hf_config("layer-norm", "dense")
+    save_as_published(theirs_from(config), config, tmp_path)
+    _, ours = ours_from(tmp_path, vision_recompute_ratio=0.0)
+    pictures = packed([[6], [5, 2]])
+    # The same rows as text alone: no tiles, and ids that stand for words.
+    words = replace(pictures, input_ids_T=pictures.input_ids_T % IMAGE_ID, media={})
+    training = bytes_kept(ours, pictures)
+    for part in (ours.vision_tower, ours.multi_modal_projector):
+        part.requires_grad_(False)
+    assert bytes_kept(ours, pictures) == bytes_kept(ours, words)
+    assert training > 2 * bytes_kept(ours, words)

@@ -49,7 +49,7 @@ EXPERTS = {
 CASES: dict[str, dict[str, Any]] = {
     "frozen": {"freeze_vision": True, "freeze_projector": True},
     "tower_frozen": {"freeze_vision": True},
-    "all": {},
+    "all": {"param_groups": [{"match": "vision_tower.*", "lr": 1e-3}]},
     "all_each": {"reduction": "per_micro_batch"},
     "text_frozen": {"freeze_language": True},
     "experts": {"freeze_vision": True, "text_config": EXPERTS},
@@ -64,6 +64,7 @@ def with_pictures(case: str) -> list[bool]:
 def config_of(folder: Path, case: str, num_ranks: int) -> Path:
     options = dict(CASES[case])
     reduction = options.pop("reduction", "per_step")
+    param_groups = options.pop("param_groups", [])
     return write_config(
         folder / f"{case}.json",
         {
@@ -93,6 +94,7 @@ def config_of(folder: Path, case: str, num_ranks: int) -> Path:
                 "eps": 1e-5,
                 "weight_decay": 0.1,
                 "decay_vectors": True,
+                "param_groups": param_groups,
             },
             "lr_schedule": {"class_name": "CosineSchedule", "min_lr": 1e-3},
             "global_batch_size": 4,
