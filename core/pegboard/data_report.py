@@ -6,7 +6,7 @@ its packs hold, and every record of a dataset is a sample, dropped for a reason,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -76,9 +76,11 @@ def describe_store(store: TokenStore) -> list[str]:
         f"{meta['num_tokens']:,} tokens, {meta['num_supervised']:,} supervised"
     ]
     for what, counts in (("dropped", meta["dropped"]), ("counted", meta["events"])):
-        if counts:
-            reasons = ", ".join(f"{reason} {count:,}" for reason, count in counts.items())
+        alone = {name: count for name, count in counts.items() if ": " not in name}
+        if alone:
+            reasons = ", ".join(f"{reason} {count:,}" for reason, count in alone.items())
             lines.append(f"{store.name}: {what}: {reasons}")
+        lines += [f"{store.name}: {line}" for line in _tabulate(counts)]
     if meta["num_bad"]:
         lines.append(f"{store.name}: {meta['num_bad']:,} bad records, left out:")
         shown = list(islice(store.bad_records(), _SHOWN_BAD_RECORDS))
@@ -109,3 +111,14 @@ def _row(name: str, numbers: Sequence[int], all_tokens: int) -> tuple[str, ...]:
         f"{bad:,}",
         f"{truncated:,}",
     )
+
+
+def _tabulate(counts: Mapping[str, int]) -> list[str]:
+    """One line for each group of counts that are named `group: what`."""
+    groups: dict[str, list[str]] = {}
+    for name, count in counts.items():
+        group, separator, what = name.partition(": ")
+        if separator:
+            groups.setdefault(group, []).append(f"{count:,} {what}")
+    width = max(map(len, groups), default=0)
+    return [f"{group:<{width}}  {', '.join(values)}" for group, values in sorted(groups.items())]

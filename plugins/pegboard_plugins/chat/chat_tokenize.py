@@ -44,8 +44,8 @@ class ChatTokenizer:
     Counts: `truncated`; `turns exact`, `turns shown`, `turns rewritten`, `turns noprefix`,
     `turns noend`; `reasoning not rendered` and `tool calls not rendered`, where the template drops
     what the record holds; `records with typed special tokens`; `samples without loss`; and what
-    each history policy would train, before anything is cut: `strip tokens`, `strip supervised
-    tokens`, and so on (`keep` has no count of tokens, which only rendering it would tell).
+    each history policy would train, before anything is cut: `history strip: tokens`, `history
+    strip: supervised tokens`, and so on (`keep` has no count of tokens: only rendering it tells).
     """
 
     def __init__(self, config: ChatTokenizeFn.Config, tokenizer: Tokenizer) -> None:
@@ -230,20 +230,20 @@ class ChatTokenizer:
             stripped = len(chains[-1].ids_T)
         else:
             stripped = len(encode_with_mask(self._tokenizer, full, (), mark=mark)[0])
-        counts["strip tokens"] += stripped
-        counts["strip supervised tokens"] += shown
-        counts["split tokens"] += split
-        counts["split supervised tokens"] += generated
-        counts["chain tokens"] += sum(len(chain.ids_T) for chain in chains)
-        counts["chain supervised tokens"] += generated
-        counts["keep supervised tokens"] += generated
+        counts["history strip: tokens"] += stripped
+        counts["history strip: supervised tokens"] += shown
+        counts["history split: tokens"] += split
+        counts["history split: supervised tokens"] += generated
+        counts["history chain: tokens"] += sum(len(chain.ids_T) for chain in chains)
+        counts["history chain: supervised tokens"] += generated
+        counts["history keep: supervised tokens"] += generated
 
     def _count_same(self, tokens: int, supervised: int) -> None:
         """A record without turns is the same under every policy."""
         for policy in ("strip", "split", "chain"):
-            self._counts[f"{policy} tokens"] += tokens
+            self._counts[f"history {policy}: tokens"] += tokens
         for policy in ("strip", "split", "chain", "keep"):
-            self._counts[f"{policy} supervised tokens"] += supervised
+            self._counts[f"history {policy}: supervised tokens"] += supervised
 
     def _count_dropped_fields(self, chat: ChatRecord, chosen: Sequence[int]) -> None:
         if not (self._drops_reasoning or self._drops_calls):

@@ -14,8 +14,8 @@ import json
 import re
 import unicodedata
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -29,6 +29,8 @@ _MAX_WORDS = 200_000
 _MAX_WORD_LENGTH = 40
 _MAX_SHORT_PIECES = 4096
 _MAX_SHORT_LENGTH = 40
+_MAX_RECENT = 256
+_MAX_RECENT_LENGTH = 1 << 16
 _CHECK_FIRST = 64
 _CHECK_EVERY = 512
 
@@ -45,6 +47,14 @@ _CONTEXTS = (
     "'{0}",
     "'{0}e",
 )
+
+
+class _Finder(Protocol):
+    """A compiled pattern without groups."""
+
+    def findall(self, text: str, /) -> list[str]: ...
+
+    def finditer(self, text: str, /) -> Iterator[Any]: ...
 
 
 class PieceEncoder:
@@ -81,6 +91,8 @@ class PieceEncoder:
             self._split = re.compile(f"({'|'.join(map(re.escape, longest_first))})").split
         self._words: dict[str, bytes] = {}
         self._short: dict[str, bytes] = {}
+        # The turns of one chat are rendered again for each of its samples.
+        self._recent: dict[str, bytes] = {}
         self._pieces_seen = 0
         self._safe: set[str] = set()
         self._unsafe: set[str] = set()
@@ -139,12 +151,14 @@ class PieceEncoder:
 
     def encode_piece(self, piece: str) -> bytes:
         """Ids of a text without added tokens: the spelling of one is read as text."""
-        ids = self._short.get(piece)
+        is_short = len(piece) <= _MAX_SHORT_LENGTH
+        ids = (self._short if is_short else self._recent).get(piece)
         if ids is not None:
             return ids
-        words = self._words_of(piece)
-        if words is None:
+        finder = self._finder_for(piece)
+        if finder is None:
             return _to_bytes(self._plain.encode(piece, add_special_tokens=False).ids)
+        words = finder.findall(piece)
         known = self._words
         try:
             ids = b"".join([known[word] for word in words])
@@ -153,20 +167,31 @@ class PieceEncoder:
         self._pieces_seen += 1
         if self._pieces_seen <= _CHECK_FIRST or self._pieces_seen % _CHECK_EVERY == 0:
             ids = self._checked(piece, ids)
-        if len(piece) <= _MAX_SHORT_LENGTH and len(self._short) < _MAX_SHORT_PIECES:
-            self._short[piece] = ids
+        if is_short:
+            if len(self._short) < _MAX_SHORT_PIECES:
+                self._short[piece] = ids
+        elif len(piece) <= _MAX_RECENT_LENGTH:
+            if len(self._recent) >= _MAX_RECENT:
+                self._recent.clear()
+            self._recent[piece] = ids
         return ids
 
     def tokens_around(self, piece: str, place: int) -> tuple[int, int]:
         """(tokens that end at or before character `place` of the piece, index of the first one
         that starts at or after it)."""
-        words, encoder = self._words_of(piece), self._one_word
-        if words is None:
-            words, encoder = [piece], self._plain
+        finder = self._finder_for(piece)
+        encoder = self._plain if finder is None else self._one_word
+        # One after the other: a border is nearly always near the start of its piece.
+        words = iter([piece]) if finder is None else (m[0] for m in finder.finditer(piece))
         start = tokens = 0
         for word in words:
             if start >= place:
                 break
+            known = self._words.get(word)
+            if known is not None and start + len(word) <= place:
+                start += len(word)
+                tokens += len(known) // _ID.itemsize
+                continue
             encoding = encoder.encode(word, add_special_tokens=False)
             if start + len(word) > place:
                 # The tokens of one character share its offsets.
@@ -178,13 +203,11 @@ class PieceEncoder:
             tokens += len(encoding.ids)
         return tokens, tokens
 
-    def _words_of(self, piece: str) -> list[str] | None:
-        """The piece in words; None if they can't be told here."""
+    def _finder_for(self, piece: str) -> _Finder | None:
+        """What finds the piece's words; None if they can't be told here."""
         if piece.isascii():
-            return None if self._find_ascii is None else self._find_ascii(piece)
-        if self._find is None or not self._readable(piece):
-            return None
-        return self._find(piece)
+            return self._find_ascii
+        return self._find if self._find is not None and self._readable(piece) else None
 
     def _encode_new(self, words: Sequence[str]) -> bytes:
         known = self._words
@@ -211,6 +234,7 @@ class PieceEncoder:
         self._find = self._find_ascii = None
         self._words.clear()
         self._short.clear()
+        self._recent.clear()
 
     def _readable(self, piece: str) -> bool:
         """Whether the piece may be split into words here: every character trusted, and in the
@@ -232,7 +256,7 @@ class PieceEncoder:
                 probe = context.format(character)
                 own = [probe[start:end] for _, (start, end) in split(probe)]
                 used = finders if character.isascii() else finders[:1]
-                if any(find(probe) != own for find in used):
+                if any(find.findall(probe) != own for find in used):
                     agrees = False
                     break
             (self._safe if agrees else self._unsafe).add(character)
@@ -268,7 +292,7 @@ def _word_pattern(rust: RustTokenizer) -> str | None:
     return pattern if isinstance(pattern, str) else None
 
 
-def _finder(pattern: str | None) -> Callable[[str], list[str]] | None:
+def _finder(pattern: str | None) -> _Finder | None:
     if pattern is None:
         return None
     import regex
@@ -279,10 +303,10 @@ def _finder(pattern: str | None) -> Callable[[str], list[str]] | None:
             compiled = regex.compile(pattern)
     except (regex.error, Warning):
         return None
-    return compiled.findall if compiled.groups == 0 else None
+    return compiled if compiled.groups == 0 else None
 
 
-def _ascii_finder(pattern: str | None) -> Callable[[str], list[str]] | None:
+def _ascii_finder(pattern: str | None) -> _Finder | None:
     """The same with classes of ASCII characters, for `re`; None if the pattern has others."""
     classes = {r"\p{L}": "A-Za-z", r"\p{N}": "0-9"}
     inside = False
@@ -301,7 +325,7 @@ def _ascii_finder(pattern: str | None) -> Callable[[str], list[str]] | None:
             compiled = re.compile(translated, re.ASCII)
     except (re.error, Warning):
         return None
-    return compiled.findall if translated and compiled.groups == 0 else None
+    return compiled if translated and compiled.groups == 0 else None
 
 
 def _to_bytes(ids: Sequence[int]) -> bytes:

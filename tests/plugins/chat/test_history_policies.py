@@ -198,9 +198,11 @@ def test_counts_say_under_any_policy_what_each_would_train(byte: Any, chat: Any)
     measured = {}
     for policy in POLICIES:
         examples = built(byte, history=policy)(chat)
-        measured[f"{policy} tokens"] = sum(len(e.input_ids) for e in examples)
-        measured[f"{policy} supervised tokens"] = sum(int(e.loss_mask.sum()) for e in examples)
-    del measured["keep tokens"]
+        measured[f"history {policy}: tokens"] = sum(len(e.input_ids) for e in examples)
+        measured[f"history {policy}: supervised tokens"] = sum(
+            int(e.loss_mask.sum()) for e in examples
+        )
+    del measured["history keep: tokens"]
     for policy in POLICIES:
         fn = built(byte, history=policy)
         fn(chat)
@@ -253,7 +255,8 @@ def test_texts_and_tokens_pass_through_the_same_function(byte: Any) -> None:
     with pytest.raises(DroppedSample):
         fn({"text": ""})
     counts = fn.take_counts()
-    assert counts["strip tokens"] == counts["split tokens"] == counts["chain tokens"] == 16
+    for policy in ("strip", "split", "chain"):
+        assert counts[f"history {policy}: tokens"] == 16
     (pair,) = built(byte, record_format=prompt_completion(as_chat=False))(
         {"prompt": "ab<|im_end|>", "completion": "cd"}
     )
