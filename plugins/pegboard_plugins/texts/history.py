@@ -99,8 +99,13 @@ def keep_turns(
         return []
     first = with_prompt[0]
     segments: list[Segment] = [(first.prompt, False), (first.generated, first.message in trained)]
+    text = first.prompt + first.generated
     for before, turn in zip(with_prompt, with_prompt[1:], strict=False):
-        between = _between(renderer, messages, tools, before.message, turn, stops)
+        if turn.prompt.startswith(text):  # nothing was rewritten so far
+            between = turn.prompt[len(text) :]
+        else:
+            between = _between(renderer, messages, tools, before.message, turn, stops)
+        text += between + turn.generated
         segments += [(between, False), (turn.generated, turn.message in trained)]
     return segments
 
@@ -117,8 +122,7 @@ def _between(
 
     With a mark for what turn j said, the text after its stop token is what follows it in any chat.
     """
-    said = {key: value for key, value in messages[j].items() if key not in REASONING_KEYS}
-    marked = [*messages[:j], {**said, "content": _MARK}, *messages[j + 1 : turn.message]]
+    marked = [*messages[:j], _marked(messages[j]), *messages[j + 1 : turn.message]]
     text = renderer.prompts(marked, tools)[0]
     place = text.find(_MARK)
     ends = [at + len(stop) for stop in stops if place >= 0 and (at := text.find(stop, place)) >= 0]
@@ -134,3 +138,17 @@ def _between(
         f"messages[{j}]: the chat template does not show where this turn ends, so it can't be kept "
         "in the history as generated; use history 'chain'"
     )
+
+
+def _marked(message: Mapping[str, Any]) -> dict[str, Any]:
+    """The message without reasoning, and a mark where every template shows one: many leave out the
+    content beside calls, but none the name of the last function called."""
+    said = {key: value for key, value in message.items() if key not in REASONING_KEYS}
+    if not said.get("tool_calls"):
+        return {**said, "content": _MARK}
+    *calls, last = said["tool_calls"]
+    if "function" in last:
+        last = {**last, "function": {**last["function"], "name": _MARK}}
+    else:
+        last = {**last, "name": _MARK}
+    return {**said, "tool_calls": [*calls, last]}
