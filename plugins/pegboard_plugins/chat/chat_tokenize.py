@@ -128,7 +128,8 @@ class ChatTokenizer:
         mark = ""
         if self._typed is not None:
             messages, tools, mark = self._typed.mark(messages, tools)
-            self._counts["records with typed special tokens"] += mark != ""
+            if mark:
+                self._counts["records with typed special tokens"] += 1
         policy = self._config.history
         wanted = assistants if policy == "keep" else chosen
         full, turns = find_turns(
