@@ -1,4 +1,7 @@
-"""Train each config named on the command line in one process group, with the parts for pictures (a script)."""
+"""Train each config named on the command line in one process group, with the parts for pictures (a script).
+
+`+config.json` goes on with that run instead of starting it.
+"""
 
 from __future__ import annotations
 
@@ -15,5 +18,6 @@ if __name__ == "__main__":
     join_ranks(local_device())
     for config in sys.argv[1:]:
         plugins = load_plugins((Path(__file__).with_name("picture_parts.py"),), third_party=False)
-        train(load_run_config(config, (), plugins.registry), plugins)
+        loaded = load_run_config(config.removeprefix("+"), (), plugins.registry)
+        train(loaded, plugins, resume=config.startswith("+"))
     leave_ranks()

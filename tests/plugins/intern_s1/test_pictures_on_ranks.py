@@ -111,7 +111,12 @@ def config_of(folder: Path, case: str, num_ranks: int) -> Path:
 
 def train_all(folder: Path, num_ranks: int, cases: list[str]) -> Path:
     folder.mkdir()
-    configs = [str(config_of(folder, case, num_ranks)) for case in cases]
+    drive(num_ranks, [str(config_of(folder, case, num_ranks)) for case in cases])
+    return folder
+
+
+def drive(num_ranks: int, configs: list[str]) -> None:
+    """Train the configs, one after another, in one launch."""
     script = Path(__file__).with_name("drive_pictures.py")
     if num_ranks == 1:
         # Not by torchrun: a process that shares its cores with nobody would take them all.
@@ -125,7 +130,6 @@ def train_all(folder: Path, num_ranks: int, cases: list[str]) -> Path:
     else:
         result = torchrun(num_ranks, str(script), *configs, timeout_s=500)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]
-    return folder
 
 
 def check_same(one: Path, other: Path, cases: list[str]) -> None:
@@ -173,3 +177,27 @@ def test_frozen_parts_stay_and_the_others_move_with_pictures_only(
         if has_pictures:
             expected |= {"vision_tower", "multi_modal_projector"}
         assert moved == expected - frozen, after["step"]
+
+
+def test_a_run_resumed_before_its_tower_saw_a_picture_goes_on_as_one_run(tmp_path: Path) -> None:
+    config = json.loads(config_of(tmp_path, "all", 1).read_text(encoding="utf-8"))
+    # Steps 1 and 2 have no picture, so the checkpoint holds no optimizer state of tower and projector.
+    config["datasets"][0]["dataset"]["tiles"] = [*[0] * 8, 1, 2, 0, 1, 0, 0, 3, 0]
+    config["savers"] = [{"class_name": "CheckpointSaver"}, {"class_name": "WatchParts"}]
+    config["lr_schedule"] = {"class_name": "ConstantSchedule"}
+    config["model"]["vision_config"] = {**MODEL["vision_config"], "drop_path_rate": 0.3}
+    del config["epoch_num"]
+
+    def write(name: str, run_name: str, total_steps: int) -> str:
+        changes = {"run_name": run_name, "total_steps": total_steps}
+        return str(write_config(tmp_path / f"{name}.json", {**config, **changes}))
+
+    whole = write("whole", "whole", 4)
+    drive(1, [whole, write("half", "cut", 2), "+" + write("rest", "cut", 4)])
+    one, two = (read_metrics(tmp_path / "all" / name) for name in ("whole", "cut"))
+    assert [line["loss"] for line in one] == [line["loss"] for line in two]
+    parts = [
+        (tmp_path / "all" / name / "parts_0.jsonl").read_text(encoding="utf-8").splitlines()
+        for name in ("whole", "cut")
+    ]
+    assert parts[0] == parts[1] and len(parts[0]) == 4
