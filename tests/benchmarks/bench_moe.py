@@ -213,6 +213,8 @@ def environment(threads: int) -> dict[str, str]:
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(ROOT / "core"), str(ROOT / "plugins"), str(here)]),
         "OMP_WAIT_POLICY": "PASSIVE",
+        # Fixed: left to itself, glibc keeps freed blocks, and peaks differ from run to run.
+        "MALLOC_MMAP_THRESHOLD_": str(2**20),
         "OMP_NUM_THREADS": str(threads),
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",

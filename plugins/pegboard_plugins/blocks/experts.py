@@ -13,6 +13,7 @@ T tokens, K experts per token, M = T * K token copies, E experts, D hidden, F ex
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -180,34 +181,53 @@ def _sum_rows(rows_MD: Tensor, row_TK: Tensor) -> Tensor:
 
 def _activation(gate_up_MG: Tensor, weights_M1: Tensor | None) -> Tensor:
     """(M, F) `silu(gate) * up * weight`, computed in float32, dtype of the input."""
-    gate_MF, up_MF = gate_up_MG.to(_wide(gate_up_MG.dtype)).chunk(2, dim=-1)
-    out_MF = functional.silu(gate_MF).mul_(up_MF)
-    if weights_M1 is not None:
-        out_MF.mul_(weights_M1)
-    return out_MF.to(gate_up_MG.dtype)
+    wide = _wide(gate_up_MG.dtype)
+    out_MF = gate_up_MG.new_empty(gate_up_MG.shape[0], gate_up_MG.shape[1] // 2)
+    for rows in _blocks(gate_up_MG):
+        gate, up = gate_up_MG[rows].to(wide).chunk(2, dim=-1)
+        inner = functional.silu(gate)
+        if weights_M1 is not None:
+            inner.mul_(weights_M1[rows])
+        torch.mul(inner, up, out=out_MF[rows])
+    return out_MF
 
 
 def _activation_backward(
     grad_MF: Tensor, gate_up_MG: Tensor, weights_M1: Tensor | None, *, needs_weights: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(gradient of gate_up, the activation again, gradient of the weights as (M,))."""
+    """(gradient of gate_up, the activation again, gradient of the weights as (M,)).
+
+    NOTE: the activation is written over `grad_MF`.
+    """
     wide = _wide(gate_up_MG.dtype)
-    gate_MF, up_MF = gate_up_MG.to(wide).chunk(2, dim=-1)
-    grad_MF = grad_MF.to(wide)
-    silu_MF = functional.silu(gate_MF)
-    out_MF = silu_MF * up_MF
+    gate_up_grad_MG = torch.empty_like(gate_up_MG)
     weights_grad_M = None
-    if weights_M1 is not None:
-        if needs_weights:
-            weights_grad_M = torch.linalg.vecdot(grad_MF, out_MF)
-        grad_MF = grad_MF * weights_M1
-        out_MF.mul_(weights_M1)
-    gate_up_grad_MG = torch.empty(gate_up_MG.shape, dtype=wide, device=gate_up_MG.device)
-    gate_grad_MF, up_grad_MF = gate_up_grad_MG.chunk(2, dim=-1)
-    torch.mul(grad_MF, silu_MF, out=up_grad_MF)
-    torch.mul(grad_MF, up_MF, out=silu_MF)
-    torch.ops.aten.silu_backward.grad_input(silu_MF, gate_MF, grad_input=gate_grad_MF)
-    return gate_up_grad_MG.to(gate_up_MG.dtype), out_MF.to(gate_up_MG.dtype), weights_grad_M
+    if weights_M1 is not None and needs_weights:
+        weights_grad_M = weights_M1.new_empty(weights_M1.shape[0])
+    for rows in _blocks(gate_up_MG):
+        gate, up = gate_up_MG[rows].to(wide).chunk(2, dim=-1)
+        gate_grad, up_grad = gate_up_grad_MG[rows].chunk(2, dim=-1)
+        grad = grad_MF[rows].to(wide)
+        silu = functional.silu(gate)
+        inner = silu * up
+        if weights_M1 is not None:
+            if weights_grad_M is not None:
+                weights_grad_M[rows] = torch.linalg.vecdot(grad, inner)
+            inner.mul_(weights_M1[rows])
+            grad = grad * weights_M1[rows]
+        torch.mul(grad, silu, out=up_grad)
+        gate_grad.copy_(torch.ops.aten.silu_backward(torch.mul(grad, up, out=silu), gate))
+        grad_MF[rows] = inner
+    return gate_up_grad_MG, grad_MF, weights_grad_M
+
+
+def _blocks(rows_MG: Tensor) -> Iterator[slice]:
+    """Rows to do at a time: few enough to stay in the cache on the CPU, and elsewhere to keep what
+    is wide and temporary small beside what is kept."""
+    elements = 2**17 if rows_MG.device.type == "cpu" else 2**26
+    step = max(1, elements // max(1, rows_MG.shape[1]))
+    for start in range(0, rows_MG.shape[0], step):
+        yield slice(start, start + step)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -216,6 +236,8 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 class _LocalExperts(torch.autograd.Function):
     """All of it where every expert is here. Keeps the input (T, D) and gate_up (M, 2F)."""
+
+    clear_saved_tensors_on_access = True  # torch 2.11 takes no notice of it
 
     @staticmethod
     def forward(
@@ -249,19 +271,20 @@ class _LocalExperts(torch.autograd.Function):
         gate_up_grad_MG, inner_MF, weights_grad_M = _activation_backward(
             grad_MF, gate_up_MG, weights_M1, needs_weights=needs_weights
         )
-        del grad_MF
+        # What is not needed any more goes at once: weight gradients are the largest of all.
+        del grad_MF, gate_up_MG
         if needs_down:
             down_grad = kernel.weights(grad_MD, inner_MF, order.ends_E)
         del grad_MD, inner_MF
         if weights_grad_M is not None:
             weights_grad = weights_grad_M[order.row_TK]
-        if needs_gate_up:
-            rows_MD = hidden_TD.index_select(0, order.token_M)
-            gate_up_weight_grad = kernel.weights(gate_up_grad_MG, rows_MD, order.ends_E)
-            del rows_MD
         if needs_hidden:
             rows_grad_MD = kernel.rows(gate_up_grad_MG, gate_up_EGD, order.ends_E)
             hidden_grad = _sum_rows(rows_grad_MD, order.row_TK)
+            del rows_grad_MD
+        if needs_gate_up:
+            rows_MD = hidden_TD.index_select(0, order.token_M)
+            gate_up_weight_grad = kernel.weights(gate_up_grad_MG, rows_MD, order.ends_E)
         return hidden_grad, weights_grad, gate_up_weight_grad, down_grad, None, None
 
 
@@ -282,6 +305,8 @@ class _Spread(torch.autograd.Function):
 
 class _RowExperts(torch.autograd.Function):
     """Rows that are sorted already, unweighted. Keeps them (N, D) and gate_up (N, 2F)."""
+
+    clear_saved_tensors_on_access = True  # torch 2.11 takes no notice of it
 
     @staticmethod
     def forward(
@@ -309,7 +334,9 @@ class _RowExperts(torch.autograd.Function):
         gate_up_grad_NG, inner_NF, _ = _activation_backward(
             grad_NF, gate_up_NG, None, needs_weights=False
         )
+        del grad_NF, gate_up_NG
         down_grad = kernel.weights(grad_ND, inner_NF, ends_E) if needs_down else None
+        del grad_ND, inner_NF
         gate_up_weight_grad = None
         if needs_gate_up:
             gate_up_weight_grad = kernel.weights(gate_up_grad_NG, rows_ND, ends_E)
