@@ -133,10 +133,13 @@ def apply_activation_checkpointing(
             module = built.module.get_submodule(path)
             inner = module.forward
 
-            def recomputed(*args: Any, _inner: Any = inner, _module: nn.Module = module) -> Any:
+            def recomputed(
+                *args: Any, _inner: Any = inner, _module: nn.Module = module, **named: Any
+            ) -> Any:
                 return checkpoint(
                     _inner,
                     *args,
+                    **named,
                     use_reentrant=False,
                     preserve_rng_state=True,
                     context_fn=lambda: journeys_kept(_module),
