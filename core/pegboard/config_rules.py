@@ -19,7 +19,13 @@ from pegboard.component import (
     PackerComponent,
     Problem,
 )
-from pegboard.component_field import DATASET_OPTIONS, merge_fields, model_fields_of, shown
+from pegboard.component_field import (
+    DATASET_OPTIONS,
+    ComponentOf,
+    merge_fields,
+    model_fields_of,
+    shown,
+)
 from pegboard.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -129,7 +135,7 @@ def _merge_published(
         )
         return
     try:
-        fields = _with_models_read(cls.config_from_hf(published), registry)
+        fields = _with_models_read(cls, cls.config_from_hf(published), registry)
     except NotImplementedError:
         return
     except ConfigError as error:
@@ -139,8 +145,10 @@ def _merge_published(
     data["model"] = merge_fields({"class_name": cls.__name__, **fields}, model)
 
 
-def _with_models_read(fields: Mapping[str, Any], registry: Registry) -> dict[str, Any]:
-    """`fields` with the models inside it, left as they were published, as JSON fields of their classes.
+def _with_models_read(
+    cls: type[ModelComponent], fields: Mapping[str, Any], registry: Registry
+) -> dict[str, Any]:
+    """`fields` of `cls` with the models inside, left as they were published, as JSON fields of their classes.
 
     Raises:
         ConfigError: no installed model reads one of them, or it has a key that can't be honoured.
@@ -149,13 +157,16 @@ def _with_models_read(fields: Mapping[str, Any], registry: Registry) -> dict[str
     for name, inner in fields.items():
         if not isinstance(inner, Mapping) or "class_name" in inner or "model_type" not in inner:
             continue
-        cls = registry.for_hf_model_type(str(inner["model_type"]))
-        if cls is None:
+        field = cls.Config.model_fields.get(name)
+        if field is None or not any(isinstance(mark, ComponentOf) for mark in field.metadata):
+            continue  # a value like any other
+        inner_cls = registry.for_hf_model_type(str(inner["model_type"]))
+        if inner_cls is None:
             raise ConfigError(
                 f"{name}: no installed model reads model_type {shown(inner['model_type'])}"
             )
-        own = _with_models_read(cls.config_from_hf(inner), registry)
-        read[name] = {"class_name": cls.__name__, **own}
+        own = _with_models_read(inner_cls, inner_cls.config_from_hf(inner), registry)
+        read[name] = {"class_name": inner_cls.__name__, **own}
     return read
 
 

@@ -31,7 +31,6 @@ class AutoModelForCausalLM(ModelComponent):
     """
 
     known_as: ClassVar[tuple[str, ...]] = ("auto", "hf_model", "causal_lm", "auto_model")
-    weight_fields: ClassVar[frozenset[str]] = frozenset({"hf_config"})
 
     class Config(ComponentConfig):
         """Fields of AutoModelForCausalLM."""
