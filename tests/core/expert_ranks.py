@@ -12,7 +12,7 @@ import itertools
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -274,13 +274,23 @@ class Run:
                 state[f"{key}.{plain_name(name)}"] = full.detach().clone()
         return state
 
-    def export(self, folder: Path) -> Path:
+    def export(self, folder: Path, *, computed: bool = False) -> Path:
+        """Several small files; `computed`: what is published is computed from some parameters."""
+        built = self.built
+        if computed:
+            entries = tuple(
+                replace(entry, also=(entry.ours,), merge=torch.add)
+                if entry.ours.endswith(("0.mix.weight", "1.router.weight", "1.experts.down_EDF"))
+                else entry
+                for entry in built.weight_map.entries
+            )
+            built = replace(built, weight_map=WeightMap(entries))
         request = SaveRequest(
             step=1,
             is_last=True,
             run_dir=folder,
-            model=self.built,
-            module=self.built.module,
+            model=built,
+            module=built.module,
             optimizer=self.optimizer,
             tokenizer=NoTokenizer(),  # type: ignore[arg-type]
             loaded_dtype=None,
@@ -415,6 +425,7 @@ def checkpoints(folder: Path, results: dict[str, Any]) -> None:
         load_train_state(folder / "ep4", run.built.module, run.optimizer)
         results[f"{name} resumed the same"] = same(run.whole(), state)
         run.export(folder / f"export_of_{name}")
+        run.export(folder / f"computed_by_{name}", computed=True)
         for step in (3, 4):
             run.step(step, 2)
         results[f"{name} went on"] = difference(run.whole(), saved.whole())

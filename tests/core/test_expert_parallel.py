@@ -93,12 +93,13 @@ def test_one_process_resumes_and_exports_what_four_sharing_ranks_saved(
     run = expert_ranks.Run.start(expert_ranks.alone(), sharded=False, seed=20)
     assert load_train_state(folder / "ep4", run.built.module, run.optimizer) == {"step": 3}
     assert expert_ranks.same(run.whole(), torch.load(folder / "state.pt", weights_only=True))
-    exported = run.export(tmp_path)
-    alone = {path.name: path.read_bytes() for path in exported.iterdir()}
-    assert sum(name.endswith(".safetensors") for name in alone) > 2
-    for name in ("ep4", *expert_ranks.MESHES):
-        shared = folder / f"export_of_{name}" / "export"
-        assert {path.name: path.read_bytes() for path in shared.iterdir()} == alone, name
+    for computed, shared in ((False, "export_of"), (True, "computed_by")):
+        exported = run.export(tmp_path / shared, computed=computed)
+        alone = {path.name: path.read_bytes() for path in exported.iterdir()}
+        assert sum(name.endswith(".safetensors") for name in alone) > 2
+        for mesh in expert_ranks.MESHES:
+            written = folder / f"{shared}_{mesh}" / "export"
+            assert {path.name: path.read_bytes() for path in written.iterdir()} == alone, mesh
 
 
 def test_a_rank_reads_only_the_experts_that_it_keeps(

@@ -114,8 +114,10 @@ def test_an_export_of_two_ranks_is_that_of_one_process(two_ranks: Path, tmp_path
 
 def test_a_full_disk_while_exporting_is_an_error_on_all_ranks(two_ranks: Path) -> None:
     for rank in range(2):
-        said = str(results(two_ranks, rank)["full_on_rank_0"])
-        assert "rank 0" in said and "too large" in said
+        for full in (0, 1):  # rank 0 makes the files, both write into them
+            key = "export_full_on_rank_1" if full else "full_on_rank_0"
+            said = str(results(two_ranks, rank)[key])
+            assert f"rank {full}" in said and "too large" in said
     assert sorted(path.name for path in (two_ranks / "run").iterdir()) == ["checkpoints", "export"]
 
 

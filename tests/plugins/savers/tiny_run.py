@@ -175,6 +175,10 @@ def main(folder: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (64, resource.RLIM_INFINITY))
     results["full_on_rank_0"] = _said(lambda: savers["export"].save(full_one))
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+    if rank == 1:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (64, resource.RLIM_INFINITY))
+    results["export_full_on_rank_1"] = _said(lambda: savers["export"].save(full_one))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
 
     if rank == 0:
         save_file(resumed, folder / "resumed.safetensors")
