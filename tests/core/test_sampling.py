@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pegboard import ConfigError
-from pegboard.sampling import sample_indices
+from pegboard.sampling import Draw, sample_indices, sample_tokens, token_quotas
 
 
 @pytest.mark.parametrize("num", [1, 2, 7, 100, 1003])
@@ -57,3 +57,49 @@ def test_nothing_is_drawn_from_nothing_and_something_from_something() -> None:
 def test_a_ratio_that_means_nothing_is_an_error(ratio: float) -> None:
     with pytest.raises(ConfigError, match="dataset 'd': sample_ratio"):
         sample_indices(5, ratio, 0, "d", 0)
+
+
+def test_each_way_to_draw_differs_over_epochs_as_it_says() -> None:
+    def epochs(draw: Draw) -> list[list[int]]:
+        return [sample_indices(100, 0.3, 0, "d", epoch, draw).tolist() for epoch in range(4)]
+
+    rotated, redrawn, fixed = epochs("rotate"), epochs("redraw"), epochs("fixed")
+    assert fixed == [fixed[0]] * 4
+    assert rotated[0] == fixed[0]
+    assert not set(rotated[0]) & set(rotated[1]), "the next ones, before any comes again"
+    assert len({tuple(one) for one in redrawn}) == 4
+    assert 0 < len(set(redrawn[0]) & set(redrawn[1])) < 20, "drawn without regard to the last"
+    assert redrawn == epochs("redraw")
+
+
+@pytest.mark.parametrize("share", [0.05, 0.4, 1.0, 2.7])
+def test_tokens_are_met_to_within_a_sample_in_each_epoch_and_in_all(share: float) -> None:
+    lengths = np.random.default_rng(0).integers(1, 50, 300)
+    wanted = round(share * int(lengths.sum()))
+    times = np.zeros(300)
+    for epoch in range(6):
+        indices = sample_tokens(lengths, wanted, 1, "d", epoch)
+        assert abs(int(lengths[indices].sum()) - wanted) <= 50
+        times += np.bincount(indices, minlength=300)
+    assert abs(float((times * lengths).sum()) - 6 * wanted) <= 50
+    assert times.max() - times.min() <= 1, "each sample as often as any other, or once more"
+
+
+def test_samples_for_tokens_are_the_same_for_the_same_seed_and_draw() -> None:
+    lengths = np.random.default_rng(0).integers(1, 50, 300)
+
+    def drawn(epoch: int, draw: Draw, seed: int = 1) -> tuple[int, ...]:
+        return tuple(sample_tokens(lengths, 1000, seed, "d", epoch, draw).tolist())
+
+    draws: tuple[Draw, ...] = ("rotate", "redraw", "fixed")
+    for draw in draws:
+        assert drawn(1, draw) == drawn(1, draw)
+        assert (drawn(0, draw) == drawn(1, draw)) == (draw == "fixed")
+        assert drawn(0, draw) != drawn(0, draw, seed=2)
+    assert len(sample_tokens(lengths, 0, 1, "d", 0)) == 0
+    assert len(sample_tokens(lengths, 1, 1, "d", 0)) == 1
+
+
+def test_quotas_share_all_tokens_by_weight() -> None:
+    assert token_quotas([100, 300], [1.0, 3.0]) == [100, 300]
+    assert token_quotas([100, 300], [2.0, 2.0]) == [200, 200]

@@ -110,3 +110,15 @@ def test_an_example_that_is_no_text_row_is_an_error() -> None:
         collate([example([1, 2], [1])])
     with pytest.raises(DataError, match="0 ids"):
         collate([example([], [])])
+
+
+def test_a_cut_sample_keeps_the_target_behind_the_cut() -> None:
+    first, second = example([10, 11], [0, 1]), example([12, 13], [1, 1], line=1)
+    first.next_id = 12
+    targets = collate([first, second, example([20, 21], [1, 1], line=2)]).targets
+    assert targets.positions_K.tolist() == [0, 1, 2, 4]
+    assert targets.labels_K.tolist() == [11, 12, 13, 21]
+    alone = collate([second, first]).targets
+    assert alone.positions_K.tolist() == [0, 2, 3], "also at the end of a row"
+    assert alone.labels_K.tolist() == [13, 11, 12]
+    assert collate([first], loss_reduction="sample").targets.weights_K.tolist() == [0.5, 0.5]
