@@ -2,7 +2,8 @@
 
 An epoch is planned whole, from (data, config, seed, epoch) and nothing else, so every process that
 plans it gets the same. Local rank 0 plans, writes flat files and renames their folder into place; the
-other ranks, and later starts, map them. What a packer leaves over goes into the next epoch.
+other ranks, and later starts, map them (a small set every rank plans for itself). What a packer leaves
+over goes into the next epoch.
 
     <folder>/<fingerprint>/epoch_00003.packs    the number of packs
     <folder>/<fingerprint>/epoch_00003/
@@ -170,6 +171,7 @@ class EpochPlanner:
         max_tiles: vision tiles that a pack may hold; None: any number.
         packer_identity: changes with anything that changes the packer's result.
         folder: of cached plans; None plans in memory only.
+        cached_from: samples from which plans are cached: fewer are planned sooner than read.
         makes: this process plans; another waits for its files, and plans only if none come.
         last_epoch: the run's last, where it is known: what its packer would keep makes one more pack.
 
@@ -187,6 +189,7 @@ class EpochPlanner:
         max_tiles: int | None = None,
         packer_identity: str = "",
         folder: Path | None = None,
+        cached_from: int = 10_000,
         makes: bool = True,
         last_epoch: int | None = None,
     ) -> None:
@@ -201,11 +204,16 @@ class EpochPlanner:
         self._makes = makes
         self._plans: dict[int, EpochPlan] = {}
         self._num_packs: dict[int, int] = {}
+        self._tail: tuple[int, Pieces | None] | None = None
+        """The epoch that was planned last, and what it kept for the next."""
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         for source in self.sources:
             _check_source(source, pack_max_length, max_tiles, self._cuts)
-        self._folder = None if folder is None else folder / self._fingerprint()
+        self._num_samples = sum(len(source.store) for source in self.sources)
+        self._folder: Path | None = None
+        if folder is not None and self._num_samples >= cached_from:
+            self._folder = folder / self._fingerprint()
 
     def plan(self, epoch: int) -> EpochPlan:
         """The plan of `epoch` (from 0).
@@ -284,8 +292,7 @@ class EpochPlanner:
             return None
         found = read()
         # Longer than planning takes: who plans after all gets the same plan.
-        samples = sum(len(source.store) for source in self.sources)
-        wait_s = 0.0 if self._makes else _WAIT_S + _WAIT_S_PER_SAMPLE * samples
+        wait_s = 0.0 if self._makes else _WAIT_S + _WAIT_S_PER_SAMPLE * self._num_samples
         give_up = time.monotonic() + wait_s
         while found is None and time.monotonic() < give_up:
             if self._stopped.wait(_POLL_S):
@@ -297,6 +304,9 @@ class EpochPlanner:
         """Plan `epoch`, and before it those that it takes kept pieces from and that are nowhere."""
         first, kept = epoch, None
         while self._cuts and first > 0:
+            if self._tail is not None and self._tail[0] == first - 1:
+                kept = self._tail[1]
+                break
             before = self._plans.get(first - 1)
             if before is None and self._folder is not None:
                 before = _read_plan(self._place(first - 1), self.pack_max_length)
@@ -307,6 +317,7 @@ class EpochPlanner:
         for current in range(first, epoch + 1):
             plan = self._make(current, kept)
             kept = plan.kept()
+            self._tail = (current, kept)
             self._note_packs(current, plan.num_packs)
         return plan
 

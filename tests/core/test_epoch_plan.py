@@ -92,7 +92,7 @@ HARD = HardPacker(HardPacker.Config()).build()
 
 def planner(stores: Sequence[TokenStore], packer: Any = EXPAND, **fields: Any) -> EpochPlanner:
     sources = fields.pop("sources", None) or sources_of(stores)
-    return EpochPlanner(sources, packer=packer, pack_max_length=PACK, **fields)
+    return EpochPlanner(sources, packer=packer, pack_max_length=PACK, cached_from=0, **fields)
 
 
 def content(plan: EpochPlan) -> list[Any]:
@@ -251,6 +251,21 @@ def test_where_plans_cant_be_written_they_stay_in_memory(
     (tmp_path / "file").write_text("")
     plan = planner(stores, folder=tmp_path / "file").plan(0)
     assert content(plan) == content(planner(stores).plan(0))
+
+
+def test_a_small_set_is_planned_by_every_rank_without_files(
+    stores: list[TokenStore], tmp_path: Path
+) -> None:
+    for makes in (True, False):
+        small = EpochPlanner(
+            sources_of(stores),
+            packer=EXPAND,
+            pack_max_length=PACK,
+            folder=tmp_path / "plans",
+            makes=makes,
+        )
+        assert content(small.plan(0)) == content(planner(stores).plan(0))
+    assert not (tmp_path / "plans").exists()
 
 
 def test_earlier_epochs_are_forgotten_on_disk_too(stores: list[TokenStore], tmp_path: Path) -> None:
