@@ -13,7 +13,7 @@ import struct
 import uuid
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -159,6 +159,25 @@ class PartWriter:
         if self._num_tokens >= _BLOCK_TOKENS:
             self._write_block()
 
+    def name_files(self, files: Sequence[str]) -> None:
+        """Say what the numbers of files in `write_columns` mean; `add` does this by itself."""
+        for file in files:
+            self._files.setdefault(file, len(self._files))
+
+    def write_columns(self, columns: Sequence[np.ndarray], details: bytes) -> None:
+        """Write samples as the columns of a `Block`, `details` apart."""
+        lengths, targets, tiles = columns[0], columns[1], columns[2]
+        num_tokens = int(lengths.sum())
+        self._write(_HEAD.pack(len(lengths), num_tokens, len(details), 0))
+        for column in columns:
+            self._write(column.tobytes())
+        self._write(details)
+        self.summary.num_samples += len(lengths)
+        self.summary.num_tokens += num_tokens
+        self.summary.num_supervised += int(targets.sum())
+        self.summary.num_tiles += int(tiles.sum())
+        self.summary.detail_bytes += len(details)
+
     def commit(self) -> None:
         """Finish the file and give it its name."""
         self._write_block()
@@ -199,15 +218,7 @@ class PartWriter:
             np.concatenate(self._ids).astype("<i4", copy=False),
             np.concatenate(self._mask).view(np.uint8),
         ]
-        self._write(_HEAD.pack(len(self._lengths), self._num_tokens, len(details), 0))
-        for column in columns:
-            self._write(column.tobytes())
-        self._write(details)
-        self.summary.num_samples += len(self._lengths)
-        self.summary.num_tokens += self._num_tokens
-        self.summary.num_supervised += sum(self._targets)
-        self.summary.num_tiles += sum(self._tiles)
-        self.summary.detail_bytes += len(details)
+        self.write_columns(columns, details)
         self._start_block()
 
     def _write(self, data: bytes) -> None:
