@@ -23,7 +23,7 @@ def describe_plan(
     sources: Sequence[DataSource], plan: EpochPlan, *, global_batch_size: int
 ) -> list[str]:
     """Lines of a table: what each source gives to an epoch, and how well packs are filled."""
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             "source",
             "records",

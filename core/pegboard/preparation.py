@@ -30,7 +30,8 @@ from pegboard.record_tokenizing import (
     data_files,
     load_record_schema,
 )
-from pegboard.stored_samples import FORMAT_VERSION, USED_FILE, TokenStore
+from pegboard.sample_files import FORMAT_VERSION
+from pegboard.stored_samples import USED_FILE, TokenStore
 from pegboard.token_store import BuildProgress, build_store
 
 if TYPE_CHECKING:

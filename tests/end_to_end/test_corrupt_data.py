@@ -77,7 +77,7 @@ def _types(draw: random.Random, lines: list[bytes]) -> bytes:
     lines = list(lines)
     place = draw.randrange(len(lines))
     record = json.loads(lines[place])
-    odd = draw.choice(
+    odd: Any = draw.choice(
         [
             None,
             3,

@@ -172,11 +172,12 @@ def _line_offsets(file: FileIO, num_threads: int) -> np.ndarray:
 
 def _line_ends(file: FileIO, start: int, stop: int) -> np.ndarray:
     """int64 places behind each newline of a range of bytes."""
-    block = np.empty(_BLOCK_BYTES, dtype=np.uint8)
+    buffer = bytearray(_BLOCK_BYTES)
+    block = np.frombuffer(buffer, dtype=np.uint8)
     is_newline = np.empty(_BLOCK_BYTES, dtype=np.bool_)
     found = [np.empty(0, dtype=np.int64)]
     while start < stop:
-        wanted = memoryview(block)[: min(stop - start, _BLOCK_BYTES)]
+        wanted = memoryview(buffer)[: min(stop - start, _BLOCK_BYTES)]
         count = os.preadv(file.fileno(), [wanted], start)
         if not count:
             break  # it became shorter just now; reading a line says so

@@ -187,20 +187,15 @@ def test_anything_that_changes_samples_makes_another_store_and_nothing_else_does
     config = write_config(tmp_path, CHATS)
     schema = tmp_path / "schema.json"
     schema.write_text('{"type": "object"}')
-    template = tmp_path / "template.jinja"
-    template.write_text(
-        "{% for m in messages %}{{ m.role }}: {{ m.content }}<|end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}assistant: {% endif %}"
-    )
     changes = [
-        ["datasets[0].tokenize_fn.max_length=60"],
-        ['datasets[0].tokenize_fn.train_on="last"'],
-        [f"datasets[0].dataset.record_schema={schema}"],
-        ["datasets[0].dataset.max_records=2"],
+        "datasets[0].tokenize_fn.max_length=60",
+        'datasets[0].tokenize_fn.train_on="last"',
+        f"datasets[0].dataset.record_schema={schema}",
+        "datasets[0].dataset.max_records=2",
     ]
     assert prepare(config) == 0
     for number, change in enumerate(changes, start=2):
-        assert prepare(config, *(word for one in change for word in ("--set", one))) == 0
+        assert prepare(config, "--set", change) == 0
         assert len(stores(tmp_path)) == number, change
     for change in ("seed=9", "datasets[0].dataset.sample_ratio=2", "datasets[0].dataset.name=x",
                    "global_batch_size=4", 'datasets[0].dataset.on_bad_record="skip"'):  # fmt: skip
@@ -208,7 +203,7 @@ def test_anything_that_changes_samples_makes_another_store_and_nothing_else_does
         assert len(stores(tmp_path)) == 5, change
     # The schema's text counts, not its path.
     schema.write_text('{"type": "object", "required": ["messages"]}')
-    assert prepare(config, "--set", *changes[2]) == 0
+    assert prepare(config, "--set", changes[2]) == 0
     assert len(stores(tmp_path)) == 6
 
 
