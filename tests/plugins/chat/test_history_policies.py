@@ -65,7 +65,7 @@ def prompt_of(tokenizer: Any, messages: Any, tools: Any, j: int) -> str:
         )
         for kwargs in ({}, {"enable_thinking": False}, {"enable_thinking": True})
     ]
-    return max((prompt for prompt in prompts if ended.startswith(prompt)), key=len)
+    return str(max((prompt for prompt in prompts if ended.startswith(prompt)), key=len))
 
 
 TWO_QUESTIONS = [USER, answer("b", reasoning_content="r"), USER, answer("c", reasoning_content="s")]

@@ -174,7 +174,8 @@ def test_words_are_counted_around_a_border(letters: Tokenizer) -> None:
 @pytest.mark.parametrize("flag", ["lstrip", "rstrip", "single_word"])
 def test_a_tokenizer_whose_added_tokens_take_text_with_them_is_not_cut(flag: str) -> None:
     assert PieceEncoder.of(bpe()) is not None
-    assert PieceEncoder.of(bpe(**{flag: True})) is None
+    flags: dict[str, Any] = {flag: True}
+    assert PieceEncoder.of(bpe(**flags)) is None
 
 
 def test_a_tokenizer_that_changes_text_at_its_start_is_not_cut() -> None:
