@@ -57,8 +57,11 @@ class JsonlDataset(DatasetComponent):
             return
         files = find_record_files(anno_path)
         if not files:
-            endings = ", ".join(f"*{ending}" for ending in RECORD_FILES)
-            yield Problem((*path, "anno_path"), f"no file {endings} under the folder {anno_path!r}")
+            others = ", ".join(f"*{ending}" for ending in RECORD_FILES[1:])
+            yield Problem(
+                (*path, "anno_path"),
+                f"no *.jsonl file (nor {others}) under the folder {anno_path!r}",
+            )
         for problem in dict.fromkeys(map(missing_package, files)):
             if problem is not None:
                 yield Problem((*path, "anno_path"), f"{anno_path!r}: {problem}")
