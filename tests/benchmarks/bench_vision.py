@@ -78,7 +78,7 @@ def make_runs(fields: dict[str, Any]) -> tuple[dict[str, Callable[[], None]], di
     from pegboard_plugins.blocks.vision_config import VisionConfig
 
     torch.manual_seed(0)
-    sizes = {"image_size": SIZE, "patch_size": 14}
+    sizes: dict[str, Any] = {"image_size": SIZE, "patch_size": 14}
     theirs_config = InternVLVisionConfig(**CONFIG, **fields, **sizes)
     theirs_config._attn_implementation = "sdpa"
     theirs = InternVLVisionModel(theirs_config)
