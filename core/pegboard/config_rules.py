@@ -135,7 +135,7 @@ def _merge_published(
         )
         return
     try:
-        fields = _with_models_read(cls, cls.config_from_hf(published), registry)
+        fields = _with_models_read(cls, cls.config_from_hf(published), model, registry)
     except NotImplementedError:
         return
     except ConfigError as error:
@@ -146,9 +146,13 @@ def _merge_published(
 
 
 def _with_models_read(
-    cls: type[ModelComponent], fields: Mapping[str, Any], registry: Registry
+    cls: type[ModelComponent],
+    fields: Mapping[str, Any],
+    model: Mapping[str, Any],
+    registry: Registry,
 ) -> dict[str, Any]:
-    """`fields` of `cls` with the models inside, left as they were published, as JSON fields of their classes.
+    """`fields` of `cls` with the models inside, left as they were published, as JSON fields of their classes:
+    of the class that `model`, the run's JSON, names there, else of the one that reads that `model_type`.
 
     Raises:
         ConfigError: no installed model reads one of them, or it has a key that can't be honoured.
@@ -160,12 +164,22 @@ def _with_models_read(
         field = cls.Config.model_fields.get(name)
         if field is None or not any(isinstance(mark, ComponentOf) for mark in field.metadata):
             continue  # a value like any other
-        inner_cls = registry.for_hf_model_type(str(inner["model_type"]))
-        if inner_cls is None:
+        changes = model.get(name)
+        changes = changes if isinstance(changes, Mapping) else {}
+        inner_cls = _class_of("model", changes, registry) or registry.for_hf_model_type(
+            str(inner["model_type"])
+        )
+        if inner_cls is None or not issubclass(inner_cls, ModelComponent):
             raise ConfigError(
-                f"{name}: no installed model reads model_type {shown(inner['model_type'])}"
+                f"{name}: no installed model reads model_type {shown(inner['model_type'])}; name "
+                'one that can, such as {"class_name": "AutoModelForCausalLM"}'
             )
-        own = _with_models_read(inner_cls, inner_cls.config_from_hf(inner), registry)
+        if inner_cls.hf_model_types and inner["model_type"] not in inner_cls.hf_model_types:
+            raise ConfigError(
+                f"{name}: model_type {shown(inner['model_type'])} is not read by "
+                f"{inner_cls.__name__}, which reads {' or '.join(map(repr, inner_cls.hf_model_types))}"
+            )
+        own = _with_models_read(inner_cls, inner_cls.config_from_hf(inner), changes, registry)
         read[name] = {"class_name": inner_cls.__name__, **own}
     return read
 

@@ -162,7 +162,8 @@ def test_a_key_that_cannot_be_honoured_is_refused(
     [
         ({"vision_config": {"hidden_size": 48}}, "model.vision_config.hidden_size", "48 does not"),
         ({"text_config": {"vocab_size": 500}}, "model.text_config.vocab_size", "500 does not fit"),
-        ({"text_config": {"class_name": "Qwen4"}}, "model.text_config.class_name", "is read by"),
+        ({"text_config": {"class_name": "Qwen4"}}, "model.text_config.class_name", "Qwen4"),
+        ({"text_config": {"class_name": "Qwen3MoE"}}, "load_from", "is not read by Qwen3MoE"),
         ({"tile_size": 30}, "model.tile_size", "30 is not a multiple of 14"),
         ({"image_std": [0.1, 0.0, 0.1]}, "model.image_std", "is not above 0"),
         (
