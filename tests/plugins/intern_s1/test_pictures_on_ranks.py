@@ -61,7 +61,7 @@ def with_pictures(case: str) -> list[bool]:
     return [bool(sum(step)) for step in ROUND] * (4 if case == "frozen" else 2)
 
 
-def config_of(folder: Path, case: str, num_ranks: int) -> Path:
+def config_of(folder: Path, case: str, num_ranks: int = 1) -> Path:
     options = dict(CASES[case])
     reduction = options.pop("reduction", "per_step")
     param_groups = options.pop("param_groups", [])
