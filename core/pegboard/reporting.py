@@ -95,6 +95,8 @@ def step_metrics(
         "targets": counts["supervised"],
         "samples": counts["samples"],
         "skipped_samples": counts["skipped_samples"],
+        # Of a model that sees pictures only.
+        **({"tiles": counts["tiles"]} if "tiles" in counts else {}),
         "tokens_per_s": counts["tokens"] / step_s,
         "targets_per_s": counts["supervised"] / step_s,
         "step_s": step_s,

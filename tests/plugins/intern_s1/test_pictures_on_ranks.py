@@ -136,6 +136,7 @@ def check_same(one: Path, other: Path, cases: list[str]) -> None:
     for case in cases:
         first, second = read_metrics(one / case / "run"), read_metrics(other / case / "run")
         assert len(first) == len(second) == len(with_pictures(case))
+        assert [line["tiles"] for line in second[: len(ROUND)]] == list(map(sum, ROUND))
         for a, b in zip(first, second, strict=True):
             for name in ("loss", "grad_norm"):
                 assert a[name] == pytest.approx(b[name], rel=1e-5), (case, name, a["step"])
