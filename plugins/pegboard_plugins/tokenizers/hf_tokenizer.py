@@ -45,6 +45,11 @@ def load_hf_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError) as error:
         line = " ".join(str(error).split())
+        if not trust_remote_code and "trust_remote_code" in line:
+            raise ConfigError(
+                f"tokenizer.path: '{path}' holds Python code that its tokenizer needs; read it, and if "
+                "you trust it start the run with --trust-remote-code"
+            ) from error
         raise ConfigError(f"tokenizer.path: '{path}' can't be opened: {line}") from error
     if chat_template_file is not None:
         try:

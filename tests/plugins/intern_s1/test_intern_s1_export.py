@@ -20,13 +20,11 @@ PARTS = Path(__file__).with_name("picture_parts.py")
 CODE = '''
 from transformers import PreTrainedTokenizerFast
 
+print("remote code ran")
+
 
 class FakeTokenizer(PreTrainedTokenizerFast):
-    """Says that it ran."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        print("remote code ran")
+    """A tokenizer of the folder's own."""
 '''
 CONFIGURATION = """
 from transformers import PretrainedConfig
@@ -140,7 +138,8 @@ def test_code_in_the_folder_runs_only_where_the_launcher_says_so(
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     refused = run(source, tmp_path)
     assert refused.returncode == 2, refused.stderr
-    assert "trust" in refused.stderr and "remote code ran" not in refused.stdout
+    assert "start the run with --trust-remote-code" in refused.stderr
+    assert "remote code ran" not in refused.stdout
     assert not (tmp_path / "run" / "export").exists()
 
 
@@ -167,3 +166,28 @@ def test_an_export_carries_what_it_was_given_and_edits_what_changed(
         assert tensor.dtype == torch.float32
         assert not frozen or torch.equal(tensor, before[name]), name
     assert not torch.equal(after["lm_head.weight"], before["lm_head.weight"])
+
+
+def test_a_vocabulary_inside_the_text_model_grows_on_loading(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    larger = {"vocab_size": 400, "resize_embeddings": True}
+    result = run(
+        source,
+        tmp_path,
+        "--trust-remote-code",
+        text_config=larger,
+        freeze_language=True,
+        freeze_projector=False,
+    )
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+    export = tmp_path / "run" / "export"
+    config = json.loads((export / "config.json").read_text(encoding="utf-8"))
+    assert config["text_config"]["vocab_size"] == 400
+    before = load_file(source / "model.safetensors")
+    after = load_file(export / "model.safetensors")
+    for name in ("lm_head.weight", "model.language_model.embed_tokens.weight"):
+        assert after[name].shape == (400, 32)
+        assert torch.equal(after[name][:320], before[name])
+        assert float(after[name][320:].std()) > 0
