@@ -114,11 +114,15 @@ def _row(name: str, numbers: Sequence[int], all_tokens: int) -> tuple[str, ...]:
 
 
 def _tabulate(counts: Mapping[str, int]) -> list[str]:
-    """One line for each group of counts that are named `group: what`."""
-    groups: dict[str, list[str]] = {}
+    """One line for each group of counts that are named `group: what`, the largest first in it."""
+    groups: dict[str, list[tuple[int, str]]] = {}
     for name, count in counts.items():
         group, separator, what = name.partition(": ")
         if separator:
-            groups.setdefault(group, []).append(f"{count:,} {what}")
+            groups.setdefault(group, []).append((count, what))
     width = max(map(len, groups), default=0)
-    return [f"{group:<{width}}  {', '.join(values)}" for group, values in sorted(groups.items())]
+    return [
+        f"{group:<{width}}  "
+        + ", ".join(f"{count:,} {what}" for count, what in sorted(groups[group], reverse=True))
+        for group in sorted(groups)
+    ]
