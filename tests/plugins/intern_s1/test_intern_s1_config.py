@@ -297,3 +297,11 @@ def test_a_larger_vocabulary_is_asked_for_inside_the_text_model(load: Loader) ->
     larger = {"vocab_size": 400, "resize_embeddings": True}
     model: Any = load(PUBLISHED, text_config=larger).run.model
     assert model.config.text_config.config.vocab_size == 400
+
+
+def test_the_freeze_transform_knows_the_parts_by_the_same_names(load: Loader) -> None:
+    freeze: Any = REGISTRY.find("transform", "Freeze")
+    with torch.device("meta"):
+        built = load(PUBLISHED).run.model.build()
+    built = freeze(freeze.Config(groups=("vision", "projector"))).build()(built)
+    assert built.frozen == ("vision_tower.", "multi_modal_projector.")
