@@ -138,13 +138,14 @@ def test_the_plan_counts_exactly_what_the_model_is_fed(
 def test_training_after_prepare_tokenizes_and_plans_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = write_config(tmp_path, CHATS)
-    assert prepare(config) == 0
+    config = write_config(tmp_path, [CHATS[0]] * 10_000)  # fewer are planned sooner than read
+    length = ("--set", "epoch_num=null", "--set", "total_steps=1", "--set", "savers=[]")
+    assert prepare(config, *length) == 0
     plans = sorted(tmp_path.glob("work/.token_store/plans/*/epoch_00000/offsets.npy"))
     assert len(plans) == 1
     made = plans[0].stat().st_ino
     monkeypatch.setattr(RecordJob, "write_part", lambda *_: pytest.fail("tokenized"))
-    assert main(["train", str(config), "--no-third-party", "--set", "savers=[]"]) == 0
+    assert main(["train", str(config), "--no-third-party", *length]) == 0
     assert plans[0].stat().st_ino == made
 
 
