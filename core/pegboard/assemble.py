@@ -179,7 +179,10 @@ def build_optimizer(run: RunConfig, module: nn.Module) -> torch.optim.Optimizer:
     groups = [
         ParameterGroup(of_mesh, [p.ndim <= 1 for _, p in of_mesh]) for of_mesh in by_mesh.values()
     ]
-    return run.optimizer.build(groups)
+    optimizer = run.optimizer.build(groups)
+    for group in optimizer.param_groups:
+        group.setdefault("base_lr", group["lr"])  # what the schedule scales
+    return optimizer
 
 
 def build_run_data(

@@ -58,6 +58,7 @@ def gather_preview(
         tokenizer=tokenizer,
         model=run.model,
         num_workers=run.dataloader.num_workers,
+        log_counts=False,  # the preview shows them
     )
     # One data rank of one: its micro-batches are the packs of all ranks.
     data = build_run_data(
