@@ -149,9 +149,10 @@ def make_layers(dtype_name: str) -> dict[str, Callable[[], None]]:
             parameter.grad = None
 
     with torch.no_grad():
-        difference = (ours(states)[0] - theirs(states[None])[0]).abs().max()
-    limit = 1e-5 if dtype == torch.float32 else 2e-2
-    assert float(difference) <= limit, f"not the same layer: {difference}"
+        expected = theirs(states[None])[0]
+        difference = float((ours(states)[0] - expected).norm() / expected.norm())
+    # In bfloat16 transformers' router rounds its logits, and some tokens choose otherwise.
+    assert difference <= (1e-5 if dtype == torch.float32 else 5e-2), f"not the same: {difference}"
     return {"ours": run_ours, "theirs": run_theirs}
 
 
@@ -449,7 +450,9 @@ def flops_per_token(shape: dict[str, Any]) -> float:
     )
 
 
-def training_rate(shape: dict[str, Any], forced: bool) -> tuple[float, float]:
+def training_rate(
+    shape: dict[str, Any], forced: bool, device: str = "cuda", pack: int = PACK
+) -> tuple[float, float]:
     """(tokens/s, peak GiB) of forward, backward and AdamW on random tokens."""
     import torch
     from torch import Tensor, nn
@@ -475,7 +478,7 @@ def training_rate(shape: dict[str, Any], forced: bool) -> tuple[float, float]:
 
     with torch.device("meta"):
         built = Qwen3MoE(Qwen3MoE.Config(**shape)).build()
-    module = built.module.to_empty(device="cuda")
+    module = built.module.to_empty(device=device)
     init_module_weights(module, seed=0)
     module = module.bfloat16()
     if forced:
@@ -483,23 +486,23 @@ def training_rate(shape: dict[str, Any], forced: bool) -> tuple[float, float]:
             layer.mlp.gate = RoundRobin(layer.mlp.gate, shape["num_experts"])
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, fused=True)
     loss = ChunkedCrossEntropyLoss(chunk_size=1024)
-    count = PACK // DOCUMENT
-    ids = torch.randint(0, shape["vocab_size"], (PACK,), device="cuda")
-    places = torch.arange(PACK, device="cuda").view(count, DOCUMENT)[:, :-1].reshape(-1)
+    count = pack // DOCUMENT
+    ids = torch.randint(0, shape["vocab_size"], (pack,), device=device)
+    places = torch.arange(pack, device=device).view(count, DOCUMENT)[:, :-1].reshape(-1)
     batch = Batch(
         input_ids_T=ids,
-        position_ids_T=torch.arange(DOCUMENT, device="cuda").repeat(count),
-        cu_seqlens=torch.arange(0, PACK + 1, DOCUMENT, device="cuda", dtype=torch.int32),
+        position_ids_T=torch.arange(DOCUMENT, device=device).repeat(count),
+        cu_seqlens=torch.arange(0, pack + 1, DOCUMENT, device=device, dtype=torch.int32),
         max_seqlen=DOCUMENT,
         targets=Targets(
             places,
             ids[places + 1],
-            torch.ones(len(places), device="cuda"),
+            torch.ones(len(places), device=device),
             torch.zeros_like(places),
             1 / len(places),
         ),
-        num_tokens=PACK,
-        scales={"tokens": 1 / PACK},
+        num_tokens=pack,
+        scales={"tokens": 1 / pack},
     )
 
     def step() -> None:
@@ -507,12 +510,16 @@ def training_rate(shape: dict[str, Any], forced: bool) -> tuple[float, float]:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
+    if device == "cpu":  # to try this script out where there is no other
+        begin = time.perf_counter()
+        step()
+        return pack / (time.perf_counter() - begin), 0.0
     torch.cuda.reset_peak_memory_stats()
     seconds = cuda_seconds(step)
     peak = torch.cuda.max_memory_allocated() / 2**30
 
     torch.cuda.empty_cache()
-    return PACK / seconds, peak
+    return pack / seconds, peak
 
 
 if __name__ == "__main__":
