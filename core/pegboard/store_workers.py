@@ -17,7 +17,7 @@ from typing import Any
 
 from pegboard.errors import DataError
 from pegboard.file_claims import open_claims
-from pegboard.token_store import BuildProgress, PartsOfStore, make_parts
+from pegboard.store_parts import BuildProgress, PartsOfStore, make_parts
 
 __all__ = ["run_workers"]
 

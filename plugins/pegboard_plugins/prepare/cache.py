@@ -1,7 +1,7 @@
 """The token stores of a cache folder: what is there, whether it is whole, what can go.
 
 A folder with `meta.json` is a store; `.NAME.HASH.draft` is one being built, or left by a build that
-was killed; anything else that a killed process left ends in `.gone`.
+was killed; anything else that a killed process left ends in `.gone`. Plans of epochs are in `plans`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pegboard.token_store import DRAFT_SUFFIX
 
 __all__ = ["CacheEntry", "find_cache", "list_cache", "prune_cache", "scan_cache", "verify_cache"]
 
+_PLANS = "plans"
 _DAY_S = 86_400.0
 _ABANDONED_S = 3600.0
 """A draft of another machine that has not changed for so long is nobody's."""
@@ -33,7 +34,7 @@ class CacheEntry(NamedTuple):
 
     folder: Path
     state: str
-    """`ready`, `building`, `abandoned`, `leftover`, or `damaged: why`."""
+    """`ready`, `plan`, `building`, `abandoned`, `leftover`, or `damaged: why`."""
     num_samples: int
     num_tokens: int
     num_bytes: int
@@ -70,6 +71,9 @@ def scan_cache(cache: Path) -> Iterator[CacheEntry]:
             yield _other(folder, "leftover")
         elif folder.name.endswith(DRAFT_SUFFIX):
             yield _other(folder, "building" if _has_living_owner(folder) else "abandoned")
+        elif folder.name == _PLANS:
+            for plan in sorted(path for path in folder.iterdir() if path.is_dir()):
+                yield _other(plan, "plan")
         elif (folder / META_FILE).exists():
             yield _store(folder)
 
@@ -81,7 +85,7 @@ def list_cache(cache: Path) -> int:
     for entry in entries:
         rows.append(
             (
-                entry.folder.name,
+                str(entry.folder.relative_to(cache)),
                 entry.state,
                 f"{entry.num_samples:,}",
                 f"{entry.num_tokens:,}",
@@ -127,10 +131,10 @@ def prune_cache(cache: Path, *, days: float, dry_run: bool) -> int:
         if entry.state == "building":
             continue
         why = entry.state
-        if entry.state == "ready":
+        if entry.state in ("ready", "plan"):
             if entry.idle_s < days * _DAY_S:
                 continue
-            why = f"not opened for {_age(entry.idle_s)}"
+            why = f"not {'opened' if entry.state == 'ready' else 'made'} for {_age(entry.idle_s)}"
         print_text(f"{'would delete' if dry_run else 'deleted'} {entry.folder} ({why})")
         freed += entry.num_bytes
         if not dry_run:

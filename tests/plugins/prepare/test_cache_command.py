@@ -31,6 +31,7 @@ def cache(tmp_path: Path) -> Path:
         records = JsonlDataset(JsonlDataset.Config(anno_path=str(path))).build(name)
         build_store(folder / name, records, tokenize, name=name)
     (folder / "file_hashes").mkdir()
+    (folder / "plans" / "p" / "epoch_00000").mkdir(parents=True)
     return folder
 
 
@@ -49,9 +50,10 @@ def test_list_names_each_store_with_its_size_and_origin(
     age(cache / "b", 3)
     assert run("list", str(cache)) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[:2] for line in lines[1:3]] == [["a", "ready"], ["b", "ready"]]
+    shown = [line.split()[:2] for line in lines[1:4]]
+    assert shown == [["a", "ready"], ["b", "ready"], ["plans/p", "plan"]]
     assert "3 days" in lines[2] and lines[2].endswith(f"{tmp_path}/b.jsonl")
-    assert lines[3].startswith("2 in ")
+    assert lines[4].startswith("3 in ")
 
 
 def test_a_run_config_stands_for_its_cache(
@@ -59,7 +61,7 @@ def test_a_run_config_stands_for_its_cache(
 ) -> None:
     (tmp_path / "c.json").write_text(json.dumps({"cache_dir": str(cache)}))
     assert run("list", str(tmp_path / "c.json")) == 0
-    assert "2 in " in capsys.readouterr().out
+    assert "3 in " in capsys.readouterr().out
     (tmp_path / "d.json").write_text(json.dumps({"work_dir": str(tmp_path / "w")}))
     assert run("list", str(tmp_path / "d.json")) == 2
     assert f"{tmp_path}/w/.token_store: no cache folder there" in capsys.readouterr().err
@@ -98,11 +100,15 @@ def test_prune_deletes_what_is_old_damaged_or_abandoned_and_keeps_the_rest(
         assert run("prune", str(cache), "--dry-run") == 0
         told = capsys.readouterr().out
         assert told.count("would delete") == 4
-        assert len(list(cache.iterdir())) == 7
+        assert len(list(cache.iterdir())) == 8
         assert run("prune", str(cache)) == 0
         assert capsys.readouterr().out == told.replace("would delete", "deleted").replace(
             "would be freed", "freed"
         )
-    assert sorted(path.name for path in cache.iterdir()) == [alive.name, "a", "file_hashes"]
+    assert sorted(path.name for path in cache.iterdir()) == [
+        alive.name, "a", "file_hashes", "plans",
+    ]  # fmt: skip
+    assert len(list((cache / "plans").iterdir())) == 1
     assert run("prune", str(cache), "--days", "0") == 0
-    assert sorted(path.name for path in cache.iterdir()) == ["file_hashes"]
+    assert sorted(path.name for path in cache.iterdir()) == ["file_hashes", "plans"]
+    assert list((cache / "plans").iterdir()) == []
