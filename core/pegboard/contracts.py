@@ -356,11 +356,11 @@ class PackPlan(NamedTuple):
     offsets: np.ndarray
     """(num_packs+1,) int64. What stands behind the last is kept for the next epoch, and is less than a pack."""
     samples: np.ndarray
-    """(num_samples,) int64 indices into the lengths that were planned."""
+    """(num_samples,) integer indices into the lengths that were planned."""
     starts: np.ndarray | None = None
-    """(num_samples,) int64 first token of each entry in its sample; None: all are whole samples."""
+    """(num_samples,) integer first token of each entry in its sample; None: all are whole samples."""
     stops: np.ndarray | None = None
-    """(num_samples,) int64 end of each entry in its sample."""
+    """(num_samples,) integer end of each entry in its sample."""
 
 
 class Packer(Protocol):

@@ -70,20 +70,19 @@ def test_workers_and_ranks_do_not_change_what_each_step_is_fed(
         "savers": [],
     }
     expected: list[dict[str, float]] = []
-    for ranks in (1, 2, 4):
-        for workers in (0, 1, 4):
-            name = f"{ranks}_{workers}"
-            loader = {"pack_max_length": 256, "num_workers": workers}
-            config = make_config(name, dataloader=loader, **fields)
-            result = torchrun(ranks, "core/run.py", str(config))
-            assert result.returncode == 0, result.stderr[-3000:]
-            metrics = read_metrics(tmp_path / name / "run")
-            expected = expected or metrics
-            assert [[m[key] for key in FED] for m in metrics] == [
-                [m[key] for key in FED] for m in expected
-            ]
-            for one, other in zip(metrics, expected, strict=True):
-                assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+    for ranks, workers in ((1, 0), (1, 4), (2, 1), (4, 0)):
+        name = f"{ranks}_{workers}"
+        loader = {"pack_max_length": 256, "num_workers": workers}
+        config = make_config(name, dataloader=loader, **fields)
+        result = torchrun(ranks, "core/run.py", str(config))
+        assert result.returncode == 0, result.stderr[-3000:]
+        metrics = read_metrics(tmp_path / name / "run")
+        expected = expected or metrics
+        assert [[m[key] for key in FED] for m in metrics] == [
+            [m[key] for key in FED] for m in expected
+        ]
+        for one, other in zip(metrics, expected, strict=True):
+            assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
 
 
 @pytest.mark.slow

@@ -15,7 +15,9 @@ ASSETS = ROOT.parent / "shared" / "assets"
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not ASSETS.is_dir(), reason="needs the genuine tokenizer and GSM8K beside the checkout")
+@pytest.mark.skipif(
+    not ASSETS.is_dir(), reason="needs the genuine tokenizer and GSM8K beside the checkout"
+)
 def test_gsm8k_at_full_vocabulary_loses_three_nats_in_sixty_steps(tmp_path: Path) -> None:
     tokenizer = ASSETS / "qwen3_tokenizer"
     config = tiny_config(
@@ -55,7 +57,9 @@ def test_gsm8k_at_full_vocabulary_loses_three_nats_in_sixty_steps(tmp_path: Path
     )
     model, report = opened
     assert not report["missing_keys"] and not report["unexpected_keys"]
-    ids = AutoTokenizer.from_pretrained(export)("How many apples?", return_tensors="pt")["input_ids"]
+    ids = AutoTokenizer.from_pretrained(export)("How many apples?", return_tensors="pt")[
+        "input_ids"
+    ]
     with torch.no_grad():
         torch.testing.assert_close(
             our_logits(export, ids[0]), model(ids).logits[0], atol=1e-4, rtol=1e-4
