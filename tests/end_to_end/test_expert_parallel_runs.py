@@ -64,6 +64,23 @@ def test_how_many_ranks_share_the_experts_changes_only_rounding(
 
 
 @pytest.mark.slow
+def test_frozen_experts_are_shared_under_an_adapter_too(
+    make_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    layers = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    changes = {
+        "model": {**MODEL, "freeze_router": True},
+        "transforms": [{"class_name": "LoRA", "rank": 4, "target_modules": layers}],
+        "activation_checkpointing": {"mode": "full"},
+        "optimizer": {"class_name": "AdamW", "lr": 1e-2},
+    }
+    drive(1, [make_config("base", **changes)])
+    shared = {"class_name": "FSDP2", "expert_parallel_size": 2}
+    drive(4, [make_config("ep_2", **changes, parallel=shared)])
+    compare(tmp_path / "base" / "run", tmp_path / "ep_2" / "run")
+
+
+@pytest.mark.slow
 def test_a_run_of_ep_4_goes_on_at_ep_2_and_alone(
     make_config: Callable[..., Path], tmp_path: Path
 ) -> None:
