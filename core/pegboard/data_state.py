@@ -50,7 +50,8 @@ def cursor_of(state: Mapping[str, Any], data: RunData, folder: Path, *, go_on: b
     changed = [words for name, words in _WORDS.items() if saved.get(name) != ours.get(name)]
     cursor = Cursor(**state["cursor"])
     if not changed:
-        return cursor
+        # A last epoch that is the last no more has no short pack at its end.
+        return data.nearest_cursor(cursor)
     what = ", ".join(changed)
     if not go_on:
         raise CheckpointError(

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from pegboard import CheckpointError, Example, SampleKey
+from pegboard.contracts import Packer
 from pegboard.data_loading import Cursor, DataSource, RunData
 from pegboard.data_state import cursor_of, data_state
 from pegboard.token_store import build_store
 from pegboard_plugins.collators.component import SFTLLMCollator
-from pegboard_plugins.packers.component import SoftPacker
+from pegboard_plugins.packers.component import HardPacker, SoftPacker
 
 FOLDER = Path("step_00000003")
 
@@ -50,17 +51,26 @@ class Ones:
         return "ones"
 
 
-def data_of(folder: Path, count: int = 40, seed: int = 0, batch: int = 2, rank: int = 0) -> RunData:
+def data_of(
+    folder: Path,
+    count: int = 40,
+    seed: int = 0,
+    batch: int = 2,
+    rank: int = 0,
+    packer: Packer | None = None,
+    last_epoch: int | None = None,
+) -> RunData:
     store = build_store(folder / f"{count}", Numbers(count), Ones(), name="d")
     return RunData(
         [DataSource(store, 0, "d")],
-        packer=SoftPacker(SoftPacker.Config()).build(),
+        packer=packer or SoftPacker(SoftPacker.Config()).build(),
         collator=SFTLLMCollator(SFTLLMCollator.Config()).build(pad_token_id=0),
         pack_max_length=8,
         global_batch_size=batch,
         data_rank=rank,
         data_world=2,
         seed=seed,
+        last_epoch=last_epoch,
     )
 
 
@@ -98,3 +108,12 @@ def test_what_changed_is_named_and_refused_unless_told_to_go_on(
 def test_a_place_that_the_new_order_has_not_is_the_next_epochs_start(tmp_path: Path) -> None:
     state = saved(data_of(tmp_path), Cursor(1, 18))
     assert cursor_of(state, data_of(tmp_path, count=7), FOLDER, go_on=True) == Cursor(2, 0)
+
+
+def test_a_longer_run_takes_up_the_rest_that_was_to_end_the_shorter_one(tmp_path: Path) -> None:
+    hard = HardPacker(HardPacker.Config()).build()
+    short = data_of(tmp_path, packer=hard, last_epoch=0, count=41)
+    longer = data_of(tmp_path, packer=hard, last_epoch=1, count=41)
+    packs = longer.planner.num_packs(0)
+    assert short.planner.num_packs(0) == packs + 1
+    assert cursor_of(saved(short, Cursor(0, packs)), longer, FOLDER, go_on=False) == Cursor(1, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -122,3 +123,50 @@ def test_a_run_killed_at_twenty_random_points_trains_the_same_batches(
             assert metrics[name] == expected[name], (metrics["step"], name)
         steps.add(metrics["step"])
     assert steps == whole.keys()
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_other_ranks_or_another_batch_size_where_it_was(
+    make_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    fields: dict[str, Any] = {
+        "datasets": two_sources(tmp_path),
+        "global_batch_size": 4,
+        "epoch_num": 2,
+        "savers": [{"class_name": "CheckpointSaver", "every_steps": 3, "keep_last": 100}],
+    }
+    assert run_alone(str(make_config("whole", **fields))).returncode == 0
+    whole = read_metrics(tmp_path / "whole" / "run")
+
+    def cut_back(name: str) -> Path:
+        """The same run, as it was after step 3."""
+        shutil.copytree(tmp_path / "whole", tmp_path / name)
+        run = tmp_path / name / "run"
+        for folder in (run / "checkpoints").iterdir():
+            if folder.name != "step_00000003":
+                shutil.rmtree(folder)
+        (run / "metrics.jsonl").unlink()
+        return run
+
+    run = cut_back("ranks")
+    result = torchrun(2, "core/run.py", "train", str(make_config("ranks", **fields)), "--resume")
+    assert result.returncode == 0, result.stderr[-3000:]
+    again = read_metrics(run)
+    assert [m["step"] for m in again] == [m["step"] for m in whole[3:]]
+    for one, other in zip(again, whole[3:], strict=True):
+        assert [one[key] for key in FED] == [other[key] for key in FED]
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+
+    run = cut_back("batch")
+    fields["global_batch_size"] = 2
+    config = make_config("batch", **fields)
+    refused = run_alone("train", str(config), "--resume")
+    assert refused.returncode == 2 and "changed since: global_batch_size;" in refused.stderr
+    words = ["train", str(config), "--resume", "--set", "on_changed_data=continue"]
+    assert run_alone(*words).returncode == 0
+    again = read_metrics(run)
+    assert again[0]["step"] == 4 and len(again) > len(whole) - 3
+    for epoch in (0, 1):
+        for name in ("samples", "tokens", "targets"):
+            rest = sum(m[name] for m in again if m["epoch"] == epoch)
+            assert rest == sum(m[name] for m in whole[3:] if m["epoch"] == epoch)
