@@ -93,8 +93,11 @@ class PreviewCommand(Command):
         if arguments.html:
             page = render_page(preview, conditions=arguments.fail_if, broken=broken)
             path = Path(arguments.html)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(page, encoding="utf-8")
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(page, encoding="utf-8")
+            except OSError as error:
+                raise ConfigError(f"--html {path}: can't be written ({error.strerror})") from error
             print(f"wrote {path} ({len(page.encode()) / 2**20:.1f} MiB)", file=sys.stderr)
         for line in broken:
             print(f"--fail-if {line}", file=sys.stderr)

@@ -187,7 +187,7 @@ def test_pictures_stand_at_the_rows_of_their_tiles() -> None:
 
     from pegboard.contracts import Batch, Targets
     from pegboard_plugins.preview.contents import Pack, Sample, Segment
-    from pegboard_plugins.preview.page import _tokens
+    from pegboard_plugins.preview.page_packs import render_tokens
     from pegboard_plugins.preview.pictures import png, read_tiles
     from pegboard_plugins.preview.pieces import Piece
 
@@ -219,7 +219,7 @@ def test_pictures_stand_at_the_rows_of_their_tiles() -> None:
         samples=(Sample(-1, "", 0, 18, (Segment("user", 0, 18),)),),
         tiles=tiles,
     )
-    shown = list(_tokens(pack, 0, 18, 1.0))
+    shown = list(render_tokens(pack, 0, 18, 1.0))
     assert len(shown) == 3
     assert 'data-n="16"' in shown[1] and shown[1].count("<img src") == 2
 

@@ -50,7 +50,14 @@ def test_an_error_exits_with_2_and_one_line(
     write_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write_run({"a": TEXTS})
-    for words in (["--step", "99"], ["--step", "0"], ["--fail-if", "nonsense"], ["--packs", "-1"]):
+    folder = str(path.parent)
+    for words in (
+        ["--html", folder],
+        ["--step", "99"],
+        ["--step", "0"],
+        ["--fail-if", "nonsense"],
+        ["--packs", "-1"],
+    ):
         assert preview(path, *words) == 2
         assert len(capsys.readouterr().err.strip().splitlines()[-1:]) == 1
     assert main(["preview", "missing.json", "--no-third-party"]) == 2
