@@ -24,6 +24,7 @@ __all__ = ["COLOURS", "SHAPES", "describe", "draw_all", "draw_picture", "main"]
 NUM_TRAIN = 3000
 NUM_HELD_OUT = 40
 SIDE = 48
+CELLS = 3
 QUESTION = "What is this?"
 COLOURS = {
     "red": (214, 40, 40),
@@ -104,16 +105,17 @@ def _record(path: str, answer: str) -> dict[str, object]:
 
 
 def _places(count: int, rng: random.Random) -> list[tuple[float, float, float]]:
-    """(x, y, radius) of shapes that do not touch."""
-    while True:
-        places: list[tuple[float, float, float]] = []
-        for _ in range(200):
-            radius = rng.uniform(6, 9)
-            x, y = (rng.uniform(radius + 1, SIDE - radius - 1) for _ in range(2))
-            if all(math.hypot(x - a, y - b) > 1.35 * (radius + r) + 1 for a, b, r in places):
-                places.append((x, y, radius))
-            if len(places) == count:
-                return places
+    """(x, y, radius) of shapes, each somewhere in its own cell of a grid."""
+    cell = SIDE // CELLS
+    places = []
+    for number in rng.sample(range(CELLS * CELLS), count):
+        radius = rng.uniform(0.32, 0.42) * cell
+        x, y = (
+            cell * (place + 0.5) + rng.uniform(-1, 1) * (cell / 2 - 1.1 * radius)
+            for place in divmod(number, CELLS)
+        )
+        places.append((x, y, radius))
+    return places
 
 
 def _draw_shape(
