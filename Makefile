@@ -14,7 +14,7 @@ quickstart: $(VENV)/.installed
 
 quickstart-vlm: $(VENV)/.installed-media
 	$(BIN)/python docs/examples/quickstart_vlm/draw.py
-	$(BIN)/torchrun --nproc-per-node 1 core/run.py configs/quickstart_vlm.json
+	$(BIN)/torchrun --nproc-per-node 2 core/run.py configs/quickstart_vlm.json
 	$(BIN)/python docs/examples/quickstart_vlm/answer.py
 
 test: $(VENV)/.installed-dev

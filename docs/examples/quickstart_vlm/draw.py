@@ -109,7 +109,7 @@ def _places(count: int, rng: random.Random) -> list[tuple[float, float, float]]:
     cell = SIDE // CELLS
     places = []
     for number in rng.sample(range(CELLS * CELLS), count):
-        radius = rng.uniform(0.32, 0.42) * cell
+        radius = rng.uniform(0.38, 0.44) * cell
         x, y = (
             cell * (place + 0.5) + rng.uniform(-1, 1) * (cell / 2 - 1.1 * radius)
             for place in divmod(number, CELLS)
@@ -129,7 +129,7 @@ def _draw_shape(
     if shape == "circle":
         pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
     elif shape == "square":
-        half = radius * 0.88
+        half = radius * 0.92
         pen.rectangle((x - half, y - half, x + half, y + half), fill=colour)
     elif shape == "triangle":
         corners = [
@@ -138,7 +138,7 @@ def _draw_shape(
         ]
         pen.polygon(corners, fill=colour)
     else:
-        arm = radius * 0.34
+        arm = radius * 0.26
         pen.rectangle((x - radius, y - arm, x + radius, y + arm), fill=colour)
         pen.rectangle((x - arm, y - radius, x + arm, y + radius), fill=colour)
 

@@ -65,7 +65,7 @@ class InternS1TokenizeFn(TokenizeFnComponent):
             description="Written before each frame; {} is its number, from 1.",
         )
         chat: Annotated[TokenizeFnComponent, ComponentOf("tokenize_fn")] = Field(
-            default={"class_name": "ChatTokenizeFn"},  # type: ignore[assignment]
+            default={"class_name": "ChatTokenizeFn"},
             validate_default=True,
             description="Tokenize function of the text around the pictures, which decides what is "
             "trained; its max_length is this one's.",

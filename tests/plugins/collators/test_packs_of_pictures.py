@@ -122,15 +122,14 @@ def test_worker_processes_make_the_same_batches(store: TokenStore) -> None:
 
 
 def test_ranks_are_balanced_with_what_tiles_cost() -> None:
-    text = Qwen3(
-        Qwen3.Config(
-            vocab_size=300,
-            hidden_size=64,
-            intermediate_size=96,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-        )
+    fields = dict(
+        vocab_size=300,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=2,
     )
+    text = Qwen3(Qwen3.Config.model_validate(fields))
     lengths, tiles = np.array([300.0, 300.0]), np.array([0.0, 3.0])
     training, frozen = (
         InternS1(InternS1.Config(text_config=text, freeze_vision=freeze)).sample_costs(

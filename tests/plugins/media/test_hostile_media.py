@@ -203,13 +203,33 @@ def _hostile(root: Path, outside: Path, number: int, rng: random.Random) -> Any:
         )
         return chat(part)
     if kind == 6:  # videos
-        (root / name).write_bytes(_mutated(_picture(rng), rng))
-        url = rng.choice([name, "good.gif", *_PATHS]).replace("{outside}", str(outside))
+        video = root / "good.mp4"
+        whole = video.read_bytes() if video.is_file() else _picture(rng)
+        name = name if rng.random() < 0.3 else f"{number}.mp4"
+        (root / name).write_bytes(_mutated(whole, rng))
+        url = rng.choice([name, name, rng.choice(["good.gif", *_PATHS])])
+        url = url.replace("{outside}", str(outside))
         return chat({"type": "video_url", "video_url": {"url": url}})
     marks = "<IMG_CONTEXT>" * rng.randrange(4) + "<VIDEO_CONTEXT>" * rng.randrange(2)
     if rng.random() < 0.3:
         return rng.choice([[], {"messages": None}, {"messages": [1]}, {"messages": {}}, {}])
     return chat(image("good.png"), marks)
+
+
+def _write_video(path: Path) -> None:
+    """A tiny mp4, where PyAV is there to write it."""
+    try:
+        import av
+    except ImportError:
+        return
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width = stream.height = 32
+        stream.pix_fmt = "yuv420p"
+        for number in range(6):
+            frame = Image.new("RGB", (32, 32), (number * 40, 90, 0))
+            container.mux(stream.encode(av.VideoFrame.from_image(frame)))
+        container.mux(stream.encode())
 
 
 def _prepare_root(tmp_path: Path) -> tuple[Path, Path]:
@@ -222,6 +242,7 @@ def _prepare_root(tmp_path: Path) -> tuple[Path, Path]:
     Image.new("RGB", (30, 30), "white").save(root / "good.png")
     frames = [Image.new("RGB", (30, 30), (n, n, n)) for n in (200, 220, 240)]
     frames[0].save(root / "good.gif", save_all=True, append_images=frames[1:])
+    _write_video(root / "good.mp4")
     (root / "out.png").symlink_to(outside / "secret.png")
     (root / "outdir").symlink_to(outside)
     (root / "loop.png").symlink_to(root / "loop.png")
