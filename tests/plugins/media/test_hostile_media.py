@@ -228,7 +228,8 @@ def _write_video(path: Path) -> None:
         stream.pix_fmt = "yuv420p"
         for number in range(6):
             frame = Image.new("RGB", (32, 32), (number * 40, 90, 0))
-            container.mux(stream.encode(av.VideoFrame.from_image(frame)))
+            make: Any = av.VideoFrame.from_image
+            container.mux(stream.encode(make(frame)))
         container.mux(stream.encode())
 
 
