@@ -1,0 +1,152 @@
+"""A part under test, the checks of its kind, and the pytest function that runs them."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pegboard.component import COMPONENT_KINDS, Component, ModelComponent
+
+if TYPE_CHECKING:
+    from pegboard.contracts import Tokenizer
+    from pegboard.registry import Registry
+
+__all__ = ["Case", "Check", "checks_for", "contract_for"]
+
+_MODULES: Mapping[str, str] = {
+    "model": "model_checks",
+    "dataset": "dataset_checks",
+    "tokenize_fn": "tokenize_checks",
+    "record_format": "record_format_checks",
+    "tokenizer": "tokenizer_checks",
+    "collator": "collator_checks",
+    "packer": "packer_checks",
+    "loss": "loss_checks",
+    "optimizer": "optimizer_checks",
+    "lr_schedule": "lr_schedule_checks",
+    "transform": "transform_checks",
+    "saver": "saver_checks",
+    "tracker": "tracker_checks",
+}
+"""Kind -> module whose `CHECKS` are the kind's, after those of every part."""
+
+TINY_MODEL: Mapping[str, Any] = {
+    "vocab_size": 288,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+}
+
+
+class Check(NamedTuple):
+    """One promise and what finds it broken."""
+
+    name: str
+    run: Callable[[Case], None]
+    """Raises AssertionError that says what was found and what was expected."""
+
+
+@dataclass
+class Case:
+    """A component class, a config for it, and what its checks may use."""
+
+    component: type[Component]
+    config: Mapping[str, Any]
+    """JSON fields, without `class_name`."""
+    folder: Path
+    """Empty; checks write here."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """See the module of each kind's checks."""
+
+    def make(self, **changes: Any) -> Any:
+        """A component as the core makes it from JSON, with some fields changed."""
+        return self.make_from({**self.config, **changes})
+
+    def make_from(self, fields: Mapping[str, Any]) -> Any:
+        """A component as the core makes it from other JSON fields."""
+        return _make(self.component, fields, self.registry)
+
+    @cached_property
+    def registry(self) -> Registry:
+        """The built-in parts, for what a part under test works with."""
+        from pegboard.plugin_manager import load_plugins
+
+        return load_plugins(third_party=False).registry
+
+    def builtin(self, kind: str, class_name: str, **fields: Any) -> Any:
+        """A built-in component."""
+        return _make(self.registry.find(kind, class_name), fields, self.registry)
+
+    def model(self) -> ModelComponent:
+        """Option `model` (a component), else a tiny Qwen3."""
+        given: Any = self.options.get("model")
+        return given or self.builtin("model", "Qwen3", **TINY_MODEL)
+
+    def tokenizer(self) -> Tokenizer:
+        """Option `tokenizer` (built), else the built-in byte tokenizer."""
+        given: Any = self.options.get("tokenizer")
+        return given or self.builtin("tokenizer", "ByteTokenizer").build()
+
+
+def _make(component: type[Any], fields: Mapping[str, Any], registry: Registry) -> Any:
+    # A field may hold another part, which is found in the registry.
+    context = {"registry": registry}
+    return component(component.Config.model_validate_json(json.dumps(fields), context=context))
+
+
+def checks_for(kind: str) -> tuple[Check, ...]:
+    """The checks of every part, then those of one kind.
+
+    Raises:
+        ValueError: no such kind.
+    """
+    if kind not in _MODULES:
+        raise ValueError(f"no kind {kind!r}; kinds are {', '.join(COMPONENT_KINDS)}")
+    modules = ("part_checks", _MODULES[kind])
+    return tuple(
+        check
+        for name in modules
+        for check in importlib.import_module(f"pegboard.testing.{name}").CHECKS
+    )
+
+
+def contract_for(
+    component: type[Component],
+    config: Mapping[str, Any] | None = None,
+    *,
+    skip: Mapping[str, str] | None = None,
+    **options: Any,
+) -> Callable[..., None]:
+    """A pytest function with one case for each check of the component's kind.
+
+    Args:
+        component: the class that a plugin registers.
+        config: JSON fields of a small working part, without `class_name`.
+        skip: check name -> why this part doesn't keep that promise.
+        options: what the checks of the kind take beside the config; the module of each kind says.
+
+    Raises:
+        ValueError: `skip` names no check, or the class has no kind.
+    """
+    import pytest
+
+    checks, skip = checks_for(component.kind), skip or {}
+    if unknown := sorted(skip.keys() - {check.name for check in checks}):
+        known = ", ".join(check.name for check in checks)
+        raise ValueError(f"skip: no check named {', '.join(unknown)}; there are {known}")
+
+    @pytest.mark.parametrize("check", checks, ids=[check.name for check in checks])
+    def test_contract(check: Check, tmp_path: Path) -> None:
+        if check.name in skip:
+            pytest.skip(skip[check.name])
+        check.run(Case(component, dict(config or {}), tmp_path, options))
+
+    return test_contract

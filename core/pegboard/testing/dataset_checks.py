@@ -1,0 +1,130 @@
+"""What a dataset promises: records by index, each with its place, the same in every process.
+
+Options: `bad_config`, JSON fields of a dataset in which reading some record fails; `change`, called
+to change the data of `config`, after which the fingerprint must differ.
+"""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from collections.abc import Mapping
+
+from pegboard.contracts import SampleKey
+from pegboard.errors import DataError
+from pegboard.testing.case import Case, Check
+
+__all__ = ["CHECKS"]
+
+_READ = """
+import pickle, sys
+for path in {paths!r}:
+    sys.path.insert(0, path)
+with open({file!r}, "rb") as stream:
+    dataset, index = pickle.load(stream)
+print(repr(dict(dataset[index])))
+"""
+
+
+def _has_records(case: Case) -> None:
+    dataset = case.make().build("data")
+    assert len(dataset) > 0, "the dataset of this config is empty; give one with records"
+    assert isinstance(dataset[0], Mapping), f"a record is {type(dataset[0]).__name__}, no mapping"
+
+
+def _any_order_gives_the_same_records(case: Case) -> None:
+    dataset = case.make().build("data")
+    forward = [dict(dataset[i]) for i in range(len(dataset))]
+    backward = [dict(dataset[i]) for i in reversed(range(len(dataset)))][::-1]
+    assert forward == backward, "records differ when they are read backwards"
+    again = case.make().build("data")
+    assert len(again) == len(dataset), "a second dataset of the config has another length"
+    assert [dict(again[i]) for i in range(len(again))] == forward, (
+        "a second dataset of the config has other records or another order"
+    )
+
+
+def _an_index_outside_is_an_error(case: Case) -> None:
+    dataset = case.make().build("data")
+    try:
+        dataset[len(dataset)]
+    except IndexError:
+        return
+    except DataError as error:
+        raise AssertionError(f"index {len(dataset)} of as many records: {error}") from error
+    raise AssertionError(f"index {len(dataset)} of {len(dataset)} records gave one: no IndexError")
+
+
+def _keys_say_where(case: Case) -> None:
+    dataset = case.make().build("some name")
+    keys = [dataset.key(i) for i in range(len(dataset))]
+    for key in keys:
+        assert isinstance(key, SampleKey), f"key() gives {type(key).__name__}, not SampleKey"
+        assert key.source == "some name", f"key().source is {key.source!r}, not the dataset's name"
+        assert key.file, "key().file is empty: no message could say where a record is"
+        assert key.line >= 1, f"key().line is {key.line}; lines count from 1"
+    assert len(set(keys)) == len(keys), "two records have one key"
+
+
+def _pickles_into_a_new_process(case: Case) -> None:
+    dataset = case.make().build("data")
+    dataset[0]  # what was opened by reading must not come along
+    index = len(dataset) - 1
+    file = case.folder / "dataset.pickle"
+    with file.open("wb") as stream:
+        pickle.dump((dataset, index), stream)
+    code = _READ.format(paths=[path for path in sys.path if path], file=str(file))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, f"a new process can't use the pickled dataset:\n{done.stderr}"
+    assert done.stdout.strip() == repr(dict(dataset[index])), "it reads another record there"
+
+
+def _fingerprint_is_stable(case: Case) -> None:
+    one, two = (case.make().build("data").fingerprint() for _ in range(2))
+    assert one is None or isinstance(one, str), f"fingerprint() is {type(one).__name__}"
+    assert one == two, "two datasets of the config have two fingerprints: nothing is ever cached"
+
+
+def _fingerprint_changes_with_the_data(case: Case) -> None:
+    import pytest
+
+    if "change" not in case.options:
+        pytest.skip("no option `change`")
+    before = case.make().build("data").fingerprint()
+    case.options["change"]()
+    after = case.make().build("data").fingerprint()
+    assert before is None or before != after, "the data changed and the fingerprint didn't"
+
+
+def _a_bad_record_is_named(case: Case) -> None:
+    import pytest
+
+    if "bad_config" not in case.options:
+        pytest.skip("no option `bad_config`")
+    part = case.make_from(case.options["bad_config"])
+    found = []
+    try:
+        dataset = part.build("data")
+        for index in range(len(dataset)):
+            try:
+                dataset[index]
+            except DataError as error:
+                found.append(str(error))
+                place = str(dataset.key(index))
+                assert str(error).startswith(place), f"{error} does not start with {place}"
+    except DataError as error:  # all of it can't be read
+        found.append(str(error))
+    assert found, "no record of `bad_config` raised DataError"
+
+
+CHECKS = (
+    Check("has_records", _has_records),
+    Check("any_order_gives_the_same_records", _any_order_gives_the_same_records),
+    Check("an_index_outside_is_an_error", _an_index_outside_is_an_error),
+    Check("keys_say_where", _keys_say_where),
+    Check("pickles_into_a_new_process", _pickles_into_a_new_process),
+    Check("fingerprint_is_stable", _fingerprint_is_stable),
+    Check("fingerprint_changes_with_the_data", _fingerprint_changes_with_the_data),
+    Check("a_bad_record_is_named", _a_bad_record_is_named),
+)
