@@ -48,7 +48,11 @@ def _reference(schema: Mapping[str, Any]) -> str:
             if head != kind:
                 continue
             description = definitions[name].get("description", "")
-            parts += [f"### {rest}\n", description + "\n" if description else "", _table(definitions[name])]
+            parts += [
+                f"### {rest}\n",
+                description + "\n" if description else "",
+                _table(definitions[name]),
+            ]
     return "\n".join(part for part in parts if part).rstrip() + "\n"
 
 

@@ -251,7 +251,9 @@ class Trainer:
             on_device = prepared(batch)
             set_gradient_sync(module, not self.once_per_step or index == len(batches) - 1)
             output: ModelOutput = module(on_device, loss)
-            if output.loss.requires_grad:  # else, on every rank: no part that trains had anything to see
+            if (
+                output.loss.requires_grad
+            ):  # else, on every rank: no part that trains had anything to see
                 output.loss.backward()
             sums.add(on_device, output)
         self.step_states.end_step()

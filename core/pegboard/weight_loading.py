@@ -142,9 +142,7 @@ def _weight_files(folder: Path, file_name: str) -> list[Path]:
             "opened; convert them to safetensors, or load a repository that has them"
         )
     what = "no such folder" if not folder.is_dir() else "found no weights"
-    raise WeightsError(
-        f"{folder}: {what}; expected {single.name} or {index.name}"
-    )
+    raise WeightsError(f"{folder}: {what}; expected {single.name} or {index.name}")
 
 
 def _open(path: Path) -> Any:

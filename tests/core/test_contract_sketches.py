@@ -64,9 +64,7 @@ def make_batch(lengths: list[int], seed: int, vocab: int = 11) -> Batch:
     starts = torch.tensor([0, *lengths]).cumsum(0)
     positions = torch.cat([torch.arange(n) for n in lengths])
     keep = torch.cat([torch.arange(n) < n - 1 for n in lengths]).nonzero().flatten()
-    targets = Targets(
-        keep, ids[keep + 1], torch.ones(len(keep)), torch.zeros_like(keep), 1.0
-    )
+    targets = Targets(keep, ids[keep + 1], torch.ones(len(keep)), torch.zeros_like(keep), 1.0)
     return Batch(
         input_ids_T=ids,
         position_ids_T=positions,
@@ -125,7 +123,9 @@ class MoEModel(nn.Module):
         hidden_TD, aux = self.run_layers(self.embed(batch.input_ids_T), batch)
         out = self.compute_loss(hidden_TD, batch.targets, loss)
         return ModelOutput(
-            out.loss + sum(aux.values()), out.token_losses_K, {n: v.detach() for n, v in aux.items()}
+            out.loss + sum(aux.values()),
+            out.token_losses_K,
+            {n: v.detach() for n, v in aux.items()},
         )
 
 
@@ -151,7 +151,10 @@ def build_moe() -> BuiltModel:
     return BuiltModel(
         module=module,
         weight_map=WeightMap(entries),
-        shard_units=(ShardUnit("experts", mesh="expert"), ShardUnit("router", param_dtype="float32")),
+        shard_units=(
+            ShardUnit("experts", mesh="expert"),
+            ShardUnit("router", param_dtype="float32"),
+        ),
         hf_config={"model_type": "sketch_moe", "hidden_size": HIDDEN, "vocab_size": VOCAB},
         expert_axis={"experts.gate_up_EFD": 0, "experts.down_EDF": 0},
         step_counts=lambda batch: {"tokens": float(batch.num_tokens)},
@@ -289,7 +292,8 @@ def test_a_vision_tower_feeds_any_text_model_and_can_be_frozen(tied: bool) -> No
     for name, parameter in built.module.named_parameters():
         parameter.requires_grad_(not name.startswith(built.frozen))
     batch = replace(
-        make_batch([6, 4], 2), media={"pixel_values": torch.ones(2, 3)},
+        make_batch([6, 4], 2),
+        media={"pixel_values": torch.ones(2, 3)},
         extras={"image_rows": torch.tensor([1, 7])},
     )
     built.module(batch, SumLoss()).loss.backward()

@@ -72,11 +72,21 @@ CONFIGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "Qwen3MoE": (MOE, {}),
     "AutoModelForCausalLM": ({"hf_config": LLAMA}, {}),
     "InternS1": (
-        {"vision_config": VISION, "projector_config": {}, "text_config": TEXT, "image_token_id": 265},
+        {
+            "vision_config": VISION,
+            "projector_config": {},
+            "text_config": TEXT,
+            "image_token_id": 265,
+        },
         {},
     ),
     "InternVL": (
-        {"vision_config": VISION, "projector_config": {}, "text_config": TEXT, "image_token_id": 265},
+        {
+            "vision_config": VISION,
+            "projector_config": {},
+            "text_config": TEXT,
+            "image_token_id": 265,
+        },
         {},
     ),
     "InternS1TokenizeFn": ({"max_length": 512}, {"records": [CHAT]}),
@@ -120,14 +130,14 @@ def options_of(kind: str, class_name: str, folder: Path) -> tuple[dict[str, Any]
         bad.write_text("\n".join([*lines[:2], '{"text": "cut', *lines[2:]]), encoding="utf-8")
         config["anno_path"] = str(good)
         options["bad_config"] = {"anno_path": str(bad)}
-        options["change"] = lambda: good.write_text(
-            "\n".join(["{}", *lines]), encoding="utf-8"
-        )
+        options["change"] = lambda: good.write_text("\n".join(["{}", *lines]), encoding="utf-8")
     if kind == "record_format":
         own = FORMS.get(class_name)
         options["records"] = own or [form[0] for form in FORMS.values()]
         if own is not None:
-            others = [record for name, form in FORMS.items() if name != class_name for record in form]
+            others = [
+                record for name, form in FORMS.items() if name != class_name for record in form
+            ]
             options["foreign"] = others
     if class_name == "HFTokenizer":
         source: Any = REGISTRY.find("tokenizer", "ByteTokenizer")

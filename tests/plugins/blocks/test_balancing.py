@@ -161,7 +161,8 @@ def test_the_z_loss_is_a_mean_over_tokens_summed_over_layers() -> None:
     layers = Layers("lagged", balancing=0.0, z=1.0)
     states = torch.cat([states_of(i) for i in range(5)])
     expected = sum(
-        float((router(states).logits_TE.logsumexp(-1) ** 2).mean().detach()) for router in layers.routers
+        float((router(states).logits_TE.logsumexp(-1) ** 2).mean().detach())
+        for router in layers.routers
     )
     for cut in (WHOLE, *CUTS):
         assert float(layers.step(cut, pad=2)[0]) == pytest.approx(expected, rel=1e-12)

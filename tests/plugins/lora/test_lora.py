@@ -111,18 +111,22 @@ class NoTokenizer:
 
 
 def save_adapter(adapted: BuiltModel, run_dir: Path, source: Path | None) -> Path:
-    written = AdapterSaver(AdapterSaver.Config()).build().save(
-        SaveRequest(
-            step=1,
-            is_last=True,
-            run_dir=run_dir,
-            model=adapted,
-            module=adapted.module,
-            optimizer=torch.optim.SGD(adapted.module.parameters()),
-            tokenizer=NoTokenizer(),  # type: ignore[arg-type]
-            loaded_dtype=None,
-            source_folder=source,
-            train_state={},
+    written = (
+        AdapterSaver(AdapterSaver.Config())
+        .build()
+        .save(
+            SaveRequest(
+                step=1,
+                is_last=True,
+                run_dir=run_dir,
+                model=adapted,
+                module=adapted.module,
+                optimizer=torch.optim.SGD(adapted.module.parameters()),
+                tokenizer=NoTokenizer(),  # type: ignore[arg-type]
+                loaded_dtype=None,
+                source_folder=source,
+                train_state={},
+            )
         )
     )
     assert written is not None
@@ -141,7 +145,9 @@ def test_peft_opens_the_adapter_and_gives_the_same_logits(
     tensors = dict(plain.module.named_parameters())
     published = dict(iter_published(tensors, plain.weight_map, lambda tensor: tensor))
     save_file(
-        {n: t.contiguous() for n, t in published.items()}, base / "model.safetensors", {"format": "pt"}
+        {n: t.contiguous() for n, t in published.items()},
+        base / "model.safetensors",
+        {"format": "pt"},
     )
     (base / "config.json").write_text(json.dumps(plain.hf_config), encoding="utf-8")
     adapted = built_model(change=lora(**fields))
