@@ -63,17 +63,13 @@ class PieceEncoder:
     Attributes:
         added: spelling -> id of every added token.
         added_bytes: the same, as raw int32 bytes.
-        special: spellings of the added tokens that are special.
     """
 
-    def __init__(
-        self, rust: RustTokenizer, added: Mapping[str, int], special: frozenset[str]
-    ) -> None:
+    def __init__(self, rust: RustTokenizer, added: Mapping[str, int]) -> None:
         from tokenizers import Tokenizer as RustTokenizer
         from tokenizers import pre_tokenizers
 
         self.added = dict(added)
-        self.special = special
         # Made of the same model, which is shared, not copied.
         self._plain = RustTokenizer(rust.model)
         if rust.normalizer is not None:
@@ -117,8 +113,7 @@ class PieceEncoder:
         if not steps or steps[-1] != _BYTE_LEVEL or any(s["type"] != "Split" for s in steps[:-1]):
             return None
         added = {token.content: i for i, token in decoder.items() if token.content}
-        special = frozenset(token.content for token in decoder.values() if token.special)
-        return cls(rust, added, special)
+        return cls(rust, added)
 
     @property
     def uses_words(self) -> bool:
