@@ -31,7 +31,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import bench_end_to_end as runs
+import bench_end_to_end as runs  # type: ignore[import-not-found, unused-ignore]
 
 ROOT = Path(__file__).resolve().parents[2]
 LAYER = {"hidden": 512, "experts": 64, "top_k": 8, "width": 256, "tokens": 2048}
@@ -205,7 +205,7 @@ def peak_of(name: str, dtype: str, threads: int) -> float:
     before = runs.memory_mib("VmRSS")
     for _ in range(3):
         run()
-    return runs.memory_mib("VmHWM") - before
+    return float(runs.memory_mib("VmHWM") - before)
 
 
 def environment(threads: int) -> dict[str, str]:
@@ -426,13 +426,13 @@ def cuda_seconds(call: Callable[[], Any], warmup: int = 5, rounds: int = 10) -> 
     times = []
     for number in range(warmup + rounds):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()  # type: ignore[no-untyped-call]
+        begin.record()
         call()
-        end.record()  # type: ignore[no-untyped-call]
+        end.record()
         torch.cuda.synchronize()
         if number >= warmup:
-            times.append(begin.elapsed_time(end) / 1e3)  # type: ignore[no-untyped-call]
-    return statistics.median(times)
+            times.append(begin.elapsed_time(end) / 1e3)
+    return float(statistics.median(times))
 
 
 def flops_per_token(shape: dict[str, Any]) -> float:
@@ -482,7 +482,8 @@ def training_rate(
     init_module_weights(module, seed=0)
     module = module.bfloat16()
     if forced:
-        for layer in module.get_submodule("model.layers"):  # type: ignore[union-attr]
+        layers: Any = module.get_submodule("model.layers")
+        for layer in layers:
             layer.mlp.gate = RoundRobin(layer.mlp.gate, shape["num_experts"])
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, fused=True)
     loss = ChunkedCrossEntropyLoss(chunk_size=1024)

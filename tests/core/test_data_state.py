@@ -96,7 +96,7 @@ def test_the_same_data_goes_on_where_it_was(tmp_path: Path) -> None:
     ],
 )
 def test_what_changed_is_named_and_refused_unless_told_to_go_on(
-    tmp_path: Path, changes: dict[str, int], words: str
+    tmp_path: Path, changes: dict[str, Any], words: str
 ) -> None:
     state = saved(data_of(tmp_path), Cursor(1, 4))
     other = data_of(tmp_path, **changes)

@@ -64,7 +64,7 @@ def test_states_are_found_asked_and_given_a_pass_without_gradients_or_targets() 
     assert isinstance(eager, StepState)
     model = nn.ModuleDict({"tower": nn.Linear(1, 1), "text": nn.Sequential(eager, lazy)})
     states = StepStates(model, ONE_RANK)
-    assert states.states == [eager, lazy]
+    assert list(map(id, states.states)) == [id(eager), id(lazy)]
     passes = []
 
     def forward(one: Batch) -> None:

@@ -87,13 +87,15 @@ class Case:
 
     def model(self) -> ModelComponent:
         """Option `model` (a component), else a tiny Qwen3."""
-        given: Any = self.options.get("model")
-        return given or self.builtin("model", "Qwen3", **TINY_MODEL)
+        given: ModelComponent | None = self.options.get("model")
+        tiny: ModelComponent = given or self.builtin("model", "Qwen3", **TINY_MODEL)
+        return tiny
 
     def tokenizer(self) -> Tokenizer:
         """Option `tokenizer` (built), else the built-in byte tokenizer."""
-        given: Any = self.options.get("tokenizer")
-        return given or self.builtin("tokenizer", "ByteTokenizer").build()
+        given: Tokenizer | None = self.options.get("tokenizer")
+        built: Tokenizer = given or self.builtin("tokenizer", "ByteTokenizer").build()
+        return built
 
 
 def _make(component: type[Any], fields: Mapping[str, Any], registry: Registry) -> Any:

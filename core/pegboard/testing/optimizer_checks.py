@@ -33,7 +33,7 @@ def _steps(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter],
     for _ in range(n):
         optimizer.zero_grad()
         loss = torch.stack([((p - 1) ** 2).sum() for p in parameters]).sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
     return float(loss)
 
@@ -106,8 +106,8 @@ def _state_goes_on_where_it_was(case: Case) -> None:
         for name, parameter in one.items():
             two[name].copy_(parameter)
     for key, value in numbers.items():
-        name, _, parameter = key.partition(".")
-        second.state[two[parameter]][name] = value
+        what, _, owner = key.partition(".")
+        second.state[two[owner]][what] = value
     _steps(first, list(one.values()), 2)
     _steps(second, list(two.values()), 2)
     for name in one:
