@@ -20,9 +20,13 @@ SHAPES = [(3, 2), (5,), (4, 4)]
 
 @pytest.fixture
 def one_rank() -> Iterator[None]:
-    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    # Another test of this process may have started one, and may still use it.
+    ours = not dist.is_initialized()
+    if ours:
+        dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     yield
-    dist.destroy_process_group()
+    if ours:
+        dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("fused", [True, None])
