@@ -96,7 +96,7 @@ def compare_in_float64(base: Path, other: Path) -> None:
 
 
 @pytest.mark.xfail(
-    reason="a near tie in routing may fall the other way in float32; fp64 holds it exactly",
+    reason="two ranks that build one token store can race (a draft file is gone)",
     strict=False,
 )
 @pytest.mark.slow
