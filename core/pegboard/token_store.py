@@ -99,20 +99,21 @@ def build_store(
     if store is None:
         draft = draft_folder(folder, fingerprint)
         draft.mkdir(parents=True, exist_ok=True)
-        store = open_if_equal(folder, fingerprint, name)
-        if store is not None:  # published between the two looks
-            shutil.rmtree(draft, ignore_errors=True)
-    if store is None:
-        parts = PartsOfStore(draft, RecordJob(dataset, tokenize_fn, schema), name, on_bad_record)
         try:
+            job = RecordJob(dataset, tokenize_fn, schema)
+            parts = PartsOfStore(draft, job, name, on_bad_record)
             _build(parts, folder, fingerprint, num_workers, progress)
         except FileNotFoundError as error:
             if error.filename is None or not str(error.filename).startswith(str(draft)):
                 raise
-            raise DataError(
-                f"{draft}: somebody removed the folder while it was filled; start again"
-            ) from error
+            # The draft goes away with its publication, at whatever moment another process does it.
+            if open_if_equal(folder, fingerprint) is None:
+                raise DataError(
+                    f"{draft}: somebody removed the folder while it was filled; start again"
+                ) from error
         store = open_store(folder, name)
+        with suppress(OSError):
+            draft.rmdir()  # made again, empty, just after the publication
     if store.meta["num_bad"]:
         refuse_bad_records(
             on_bad_record,

@@ -491,3 +491,25 @@ def test_a_record_that_does_not_fit_the_schema_is_bad_and_the_field_is_quoted(
 def test_what_is_no_json_schema_is_refused() -> None:
     with pytest.raises(ConfigError, match="s.json: not a JSON Schema: type: 'objekt' is not valid"):
         RecordSchema({"type": "objekt"}, "s.json")
+
+
+def test_a_store_that_another_process_publishes_at_the_last_moment_is_used(
+    tmp_path: Path, characters: Any
+) -> None:
+    """A draft goes away with its publication: who was about to join it takes what was published."""
+    records = records_of(tmp_path, *GOOD)
+
+    class Overtaken:
+        others = 0
+
+        def __len__(self) -> int:  # asked for when the draft is there and not yet joined
+            if not self.others:
+                self.others = 1
+                build_store(tmp_path / "s", records, characters(), name="d", fingerprint="one")
+            return len(records)
+
+    late: Any = Overtaken()
+    store = build_store(tmp_path / "s", late, characters(), name="d", fingerprint="one")
+    assert late.others == 1 and len(store) == 7
+    left = sorted(path.name for path in tmp_path.iterdir() if "draft" in path.name)
+    assert not left

@@ -95,10 +95,6 @@ def compare_in_float64(base: Path, other: Path) -> None:
             assert one[name] == pytest.approx(two[name], rel=1e-12), (other, name)
 
 
-@pytest.mark.xfail(
-    reason="two ranks that build one token store can race (a draft file is gone)",
-    strict=False,
-)
 @pytest.mark.slow
 def test_in_float32_too_ranks_and_accumulation_change_only_rounding(
     make_config: Callable[..., Path], tmp_path: Path
