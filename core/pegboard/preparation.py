@@ -218,7 +218,8 @@ class _Teller:
             )
         seconds = max(time.monotonic() - self._began, 1e-9)
         if not self._bar.disable:
-            self._bar.n = progress.num_records
+            # Workers tell of their own part each: what another one has done stays done.
+            self._bar.n = max(self._bar.n, progress.num_records)
             self._bar.set_postfix_str(_postfix(progress, seconds), refresh=False)
             self._bar.refresh()
         elif time.monotonic() - self._logged > _LOG_EVERY_S:

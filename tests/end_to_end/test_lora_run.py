@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from launching import drive, read_metrics, run_alone
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 MakeConfig = Callable[..., Path]
@@ -45,6 +47,22 @@ def test_an_adapter_is_trained_saved_merged_and_resumed(
     a, b = (adapter[f"base_model.model.{name}.lora_{part}.weight"] for part in "AB")
     change = after[f"{name}.weight"] - before[f"{name}.weight"]
     assert (change - 32 / 4 * b @ a).abs().max() < 1e-6
+
+    narrow = {
+        **changes,
+        "precision": {"compute_dtype": "bfloat16"},
+        "total_steps": 1,
+        "epoch_num": None,
+    }
+    drive(2, [make_config("narrow", **narrow)])
+    held = dict[str, torch.dtype]()
+    for file in (tmp_path / "narrow" / "run" / "checkpoints").rglob("*.safetensors"):
+        with safe_open(file, "pt") as opened:
+            held |= {key: opened.get_tensor(key).dtype for key in opened.keys()}  # noqa: SIM118
+    weights = {key: dtype for key, dtype in held.items() if key.startswith("model.")}
+    factors = {key for key in weights if ".lora." in key}
+    assert factors and all(weights[key] == torch.float32 for key in factors)
+    assert all(weights[key] == torch.bfloat16 for key in weights.keys() - factors)
 
     again = make_config("one", **changes, total_steps=8, epoch_num=None)
     result = run_alone(str(again), "--resume")

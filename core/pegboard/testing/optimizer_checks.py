@@ -35,7 +35,7 @@ def _steps(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter],
         loss = torch.stack([((p - 1) ** 2).sum() for p in parameters]).sum()
         loss.backward()
         optimizer.step()
-    return float(loss)
+    return float(loss.detach())
 
 
 def _takes_every_parameter_once(case: Case) -> None:

@@ -27,7 +27,7 @@ class LoRA(TransformComponent):
     changes merged in, one by AdapterSaver holds the changes alone.
     """
 
-    known_as: ClassVar[tuple[str, ...]] = ("lora", "peft", "low_rank", "qlora")
+    known_as: ClassVar[tuple[str, ...]] = ("lora", "peft", "low_rank")
 
     class Config(ComponentConfig):
         """Fields of LoRA."""

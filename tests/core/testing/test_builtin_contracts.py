@@ -11,17 +11,10 @@ import pytest
 from pegboard.component import COMPONENT_KINDS
 from pegboard.plugin_manager import load_plugins
 from pegboard.testing import Case, Check, checks_for
+from pegboard.testing.case import TINY_MODEL
 
 REGISTRY = load_plugins(third_party=False).registry
-QWEN3: dict[str, Any] = {
-    "vocab_size": 288,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-}
+QWEN3 = dict(TINY_MODEL)
 MOE = {
     **QWEN3,
     "moe_intermediate_size": 8,
