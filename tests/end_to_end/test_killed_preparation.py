@@ -286,7 +286,8 @@ def test_a_local_rank_0_that_dies_while_it_tokenizes_ends_the_launch_without_a_h
 def test_the_work_of_a_process_that_died_is_taken_over_by_one_that_waits_for_it(
     tmp_path: Path,
 ) -> None:
-    words = slow_config(tmp_path, 96, die="0")
+    # So many that either gets parts enough, whoever starts first.
+    words = slow_config(tmp_path, 640, die="0")
     environments = [{**environment_of_a_run(), "LOCAL_RANK": rank} for rank in ("0", "1")]
     processes = [
         subprocess.Popen(
