@@ -1,5 +1,6 @@
 """Speed and memory of mixture-of-experts layers and models, beside transformers; markdown tables.
 
+    export PYTHONPATH=core:plugins
     python tests/benchmarks/bench_moe.py layer           # one sparse layer, forward and backward
     python tests/benchmarks/bench_moe.py model           # whole runs, as their users would start them
     python tests/benchmarks/bench_moe.py gpu             # shapes M1 and M2 on a CUDA device
