@@ -37,7 +37,7 @@ def generated_files() -> dict[Path, str]:
 
 def _reference(schema: Mapping[str, Any]) -> str:
     definitions = schema["definitions"]
-    parts = [HEADER, "## The run\n", _table(schema)]
+    parts = [HEADER, "## The run\n", _table(schema, schema["then"])]
     sections = sorted(name for name in definitions if name.startswith("run."))
     for name in sections:
         parts += [f"### {name.removeprefix('run.')}\n", _table(definitions[name])]
@@ -51,13 +51,13 @@ def _reference(schema: Mapping[str, Any]) -> str:
             parts += [
                 f"### {rest}\n",
                 description + "\n" if description else "",
-                _table(definitions[name]),
+                _table(definitions[name], definitions.get(f"complete.{name}", {}).get("then", {})),
             ]
     return "\n".join(part for part in parts if part).rstrip() + "\n"
 
 
-def _table(schema: Mapping[str, Any]) -> str:
-    required = {*schema.get("required", ()), *schema.get("then", {}).get("required", ())}
+def _table(schema: Mapping[str, Any], complete: Mapping[str, Any] | None = None) -> str:
+    required = {*schema.get("required", ()), *(complete or {}).get("required", ())}
     hidden = {"$comment", "$schema", "class_name", "plugin", "extends"}
     rows = ["| field | type | default | meaning |", "|---|---|---|---|"]
     for name, field in schema.get("properties", {}).items():

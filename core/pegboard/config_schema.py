@@ -25,6 +25,8 @@ _COMMENT: JsonSchema = {"description": "Ignored."}
 _PLUGIN: JsonSchema = {"type": "string", "description": "Plugin to take the class from."}
 _REQUIRED_OF_ROOT = {"datasets"}
 """Model and tokenizer may follow from load_from."""
+_COMPLETE = "complete.model"
+"""What a model must have that neither a preset nor the config.json of load_from fills up."""
 
 
 def run_config_schema(registry: Registry) -> JsonSchema:
@@ -55,7 +57,10 @@ def run_config_schema(registry: Registry) -> JsonSchema:
         "required": sorted(_REQUIRED_OF_ROOT),
         "anyOf": lengths,
         "if": {"not": source},
-        "then": {"required": ["model", "tokenizer"]},
+        "then": {
+            "required": ["model", "tokenizer"],
+            "properties": {"model": {"$ref": f"#/definitions/{_COMPLETE}"}},
+        },
     }
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
@@ -91,6 +96,8 @@ def _kind_schema(kind: str, registry: Registry, definitions: dict[str, JsonSchem
         schema["properties"]["class_name"] = False
     if branches:
         schema["allOf"] = branches
+    if kind == "model":
+        definitions[_COMPLETE] = _complete_model(names, definitions)
     presets = list(registry.preset_names()) if kind == "model" else []
     if presets:
         # A preset names the class; its other fields are then checked by the run, not by the editor.
@@ -109,10 +116,36 @@ def _class_schema(
     schema["properties"] |= {"class_name": {"const": cls.__name__}, "plugin": _PLUGIN}
     if issubclass(cls, ModelComponent):
         schema["properties"]["preset"] = {"type": "string", "enum": sorted(cls.presets)}
-        if required := schema.pop("required", None):
-            schema["if"] = {"not": {"required": ["preset"]}}
-            schema["then"] = {"required": required}
+        definitions[f"{_COMPLETE}.{cls.__name__}"] = {
+            "if": {"not": {"required": ["preset"]}},
+            "then": {
+                "required": schema.pop("required", []),
+                "properties": {
+                    name: {"$ref": f"#/definitions/{_COMPLETE}"}
+                    for name, field in schema["properties"].items()
+                    if _holds_model(field)
+                },
+            },
+        }
     return schema
+
+
+def _complete_model(names: list[str], definitions: Mapping[str, JsonSchema]) -> JsonSchema:
+    """What each class requires, where nothing else can give it; a class of a contested name is left out."""
+    branches = [
+        {
+            "if": {"required": ["class_name"], "properties": {"class_name": {"const": name}}},
+            "then": {"$ref": f"#/definitions/{_COMPLETE}.{name}"},
+        }
+        for name in names
+        if f"{_COMPLETE}.{name}" in definitions
+    ]
+    return {"allOf": branches} if branches else {}
+
+
+def _holds_model(field: Any) -> bool:
+    choices = [field, *field.get("allOf", ()), *field.get("anyOf", ())]
+    return any(choice.get("$ref") == "#/definitions/kind.model" for choice in choices)
 
 
 def _of_model(model: type[Any], prefix: str, definitions: dict[str, JsonSchema]) -> JsonSchema:
