@@ -122,6 +122,7 @@ def test_the_examples_together_are_a_run_that_trains(examples: list[Path], tmp_p
         "lr_schedule": {"class_name": "HalfWay", "share": 0.5},
         "savers": [{"class_name": "NormSaver"}],
         "trackers": [{"class_name": "CsvTracker"}],
+        "callbacks": [{"class_name": "LowestLoss"}],
         "global_batch_size": 10,
         "epoch_num": 4,
     }
@@ -149,6 +150,8 @@ def test_the_examples_together_are_a_run_that_trains(examples: list[Path], tmp_p
     assert losses == [line["loss"] for line in metrics]
     assert losses[-1] < losses[0]
     assert [line["lr"] for line in metrics][:: len(metrics) - 1] == [5.0, 2.5]
+    lowest = json.loads((run / "lowest.json").read_text())
+    assert lowest == {"loss": min(losses), "step": losses.index(min(losses)) + 1}
     norms = json.loads((run / "norms.json").read_text())
     assert norms["step"] == len(metrics) == 20
     assert norms["norms"].keys() == {"embed_tokens.weight", "lm_head.weight"}

@@ -1,7 +1,16 @@
 """Pegboard: a trainer that is mostly plugins. What a plugin author imports."""
 
+from pegboard.callbacks import (
+    Callback,
+    CheckpointSaved,
+    StepEnd,
+    TrainEnd,
+    TrainFailure,
+    TrainStart,
+)
 from pegboard.command import Command
 from pegboard.component import (
+    CallbackComponent,
     CollatorComponent,
     Component,
     ComponentConfig,
@@ -60,7 +69,10 @@ __all__ = [
     "Adapter",
     "Batch",
     "BuiltModel",
+    "Callback",
+    "CallbackComponent",
     "CheckpointError",
+    "CheckpointSaved",
     "CollatorComponent",
     "Command",
     "Component",
@@ -93,6 +105,7 @@ __all__ = [
     "SampleKey",
     "SaverComponent",
     "ShardUnit",
+    "StepEnd",
     "StepReport",
     "StepState",
     "Table",
@@ -100,6 +113,9 @@ __all__ = [
     "TokenizeFnComponent",
     "TokenizerComponent",
     "TrackerComponent",
+    "TrainEnd",
+    "TrainFailure",
+    "TrainStart",
     "TrainingError",
     "TransformComponent",
     "WeightsError",

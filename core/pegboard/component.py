@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from pegboard.callbacks import Callback
     from pegboard.contracts import (
         BuiltModel,
         Collator,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COMPONENT_KINDS",
+    "CallbackComponent",
     "CollatorComponent",
     "Component",
     "ComponentConfig",
@@ -277,6 +279,17 @@ class TransformComponent(Component):
         raise NotImplementedError
 
 
+class CallbackComponent(Component):
+    """Makes a callback, which is told what happens in a run."""
+
+    kind = "callback"
+    every_rank: ClassVar[bool] = False
+    """Build it on every rank; else on rank 0 only."""
+
+    def build(self, run_dir: Path) -> Callback:
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
 class _Kind:
     base: type[Component]
@@ -301,4 +314,5 @@ COMPONENT_KINDS: Mapping[str, _Kind] = {
     "lr_schedule": _Kind(LRScheduleComponent, "register_lr_schedules", "lr_schedule"),
     "tracker": _Kind(TrackerComponent, "register_trackers", "trackers[]"),
     "transform": _Kind(TransformComponent, "register_transforms", "transforms[]"),
+    "callback": _Kind(CallbackComponent, "register_callbacks", "callbacks[]"),
 }

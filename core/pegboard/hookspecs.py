@@ -21,6 +21,7 @@ import pluggy
 
 from pegboard.command import Command
 from pegboard.component import (
+    CallbackComponent,
     CollatorComponent,
     DatasetComponent,
     LossComponent,
@@ -107,6 +108,11 @@ def register_trackers(register: Callable[[type[TrackerComponent]], None]) -> Non
 @hookspec
 def register_transforms(register: Callable[[type[TransformComponent]], None]) -> None:
     """Offer changes to a built model, named by `transforms[].class_name`: `register(Freeze)`."""
+
+
+@hookspec
+def register_callbacks(register: Callable[[type[CallbackComponent]], None]) -> None:
+    """Offer callbacks, named by `callbacks[].class_name`: `register(EarlyStopping)`."""
 
 
 @hookspec

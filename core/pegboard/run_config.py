@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from pegboard.bad_records import BadRecordPolicy
 from pegboard.component import (
+    CallbackComponent,
     CollatorComponent,
     Component,
     ComponentConfig,
@@ -268,6 +269,9 @@ class RunConfig(ComponentConfig):
     )
     trackers: tuple[Annotated[TrackerComponent, ComponentOf("tracker")], ...] = Field(
         default=(), description="Where numbers go beside the log."
+    )
+    callbacks: tuple[Annotated[CallbackComponent, ComponentOf("callback")], ...] = Field(
+        default=(), description="Who is told what happens in the run, and may ask it to stop."
     )
     eval: Evaluation | None = Field(default=None, description="Evaluation while training.")
     log_every_steps: int = Field(default=1, ge=1, description="Steps between lines of the log.")

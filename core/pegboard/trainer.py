@@ -27,6 +27,8 @@ from pegboard.assemble import (
     find_weights_folder,
     use_all_cores,
 )
+from pegboard.callback_calls import CallbackCalls
+from pegboard.callbacks import CheckpointSaved, StepEnd, TrainEnd, TrainFailure, TrainStart
 from pegboard.contracts import Batch, ModelOutput, Tokenizer
 from pegboard.data_loading import Cursor, DataSource
 from pegboard.data_report import describe_plan
@@ -68,7 +70,7 @@ from pegboard.train_state import load_train_state, newest_checkpoint
 
 if TYPE_CHECKING:
     from pegboard.plugin_manager import LoadedPlugins
-    from pegboard.run_config import LoadedConfig, RunConfig
+    from pegboard.run_config import LoadedConfig
 
 __all__ = ["StepResult", "Trainer", "train"]
 
@@ -116,10 +118,19 @@ def train(
         write_json(run_dir / "environment.json", describe_environment(device, ranks.world_size))
     trackers = [t.build(run_dir) for t in run.trackers] if ranks.rank == 0 else []
     metrics_log = MetricsLog(run_dir, trackers, active=ranks.rank == 0)
+    callbacks = CallbackCalls(run.callbacks, plugins.registry, run_dir, ranks)
     try:
-        Trainer(run, ranks, run_dir, tokenizer, weights, sources, eval_sources, metrics_log).fit(
-            resume=resume
-        )
+        Trainer(
+            loaded,
+            ranks,
+            run_dir,
+            tokenizer,
+            weights,
+            sources,
+            eval_sources,
+            metrics_log,
+            callbacks,
+        ).fit(resume=resume)
     finally:
         metrics_log.close()
     if ours:
@@ -131,7 +142,7 @@ class Trainer:
 
     def __init__(
         self,
-        run: RunConfig,
+        loaded: LoadedConfig,
         ranks: Ranks,
         run_dir: Path,
         tokenizer: Tokenizer,
@@ -139,8 +150,11 @@ class Trainer:
         sources: Sequence[DataSource],
         eval_sources: Sequence[DataSource],
         metrics_log: MetricsLog,
+        callbacks: CallbackCalls,
     ) -> None:
+        run = loaded.run
         self.run, self.ranks, self.run_dir = run, ranks, run_dir
+        self.resolved, self.callbacks = loaded.resolved, callbacks
         self.tokenizer, self.weights, self.metrics_log = tokenizer, weights, metrics_log
         self.source_names = [source.name for source in sources]
         self.data = build_run_data(
@@ -174,6 +188,7 @@ class Trainer:
             run.parallel.gradient_reduction, self.model.module, ranks.device
         )
         self.step, self.cursor = 0, Cursor()
+        self.resumed_from: Path | None = None
         self._set_length()
         self.bad_steps_in_a_row, self.bad_steps = 0, 0
         self._stop_asked = False
@@ -186,7 +201,7 @@ class Trainer:
         self.schedule = run.lr_schedule.build(max(self.total_steps, 1))
 
     def fit(self, *, resume: bool = False) -> None:
-        """Train to the last step, or to the end of the step in which a SIGTERM came."""
+        """Train to the last step, or to the end of the step that follows a SIGTERM or a callback's stop."""
         if resume:
             self._resume()
         logger.info(
@@ -201,6 +216,33 @@ class Trainer:
                 global_batch_size=self.run.global_batch_size,
             ):
                 logger.info(line)
+        try:
+            self._tell_start()
+            stopped = self._run_steps()
+            self.callbacks.train_end(
+                TrainEnd(step=self.step, total_steps=self.total_steps, stopped=stopped)
+            )
+            self.callbacks.agree()
+        except BaseException as error:
+            self.callbacks.train_error(TrainFailure(step=self.step, error=error))
+            raise
+
+    def _tell_start(self) -> None:
+        self.callbacks.train_start(
+            TrainStart(
+                run_dir=self.run_dir,
+                config=self.resolved,
+                step=self.step,
+                total_steps=self.total_steps,
+                resumed_from=self.resumed_from,
+                rank=self.ranks.rank,
+                world_size=self.ranks.world_size,
+            )
+        )
+        self.callbacks.agree()
+
+    def _run_steps(self) -> str | None:
+        """The loop; why it ended before the last step, None if it didn't."""
         previous = signal.signal(signal.SIGTERM, self._on_sigterm)
         bar = progress_bar(self.total_steps, self.step, shown=self.ranks.rank == 0)
         started, started_at = time.perf_counter(), self.step
@@ -215,19 +257,32 @@ class Trainer:
                 self._guard_finite(result)
                 elapsed = time.perf_counter() - begin
                 pace = (time.perf_counter() - started) / (self.step - started_at)
+                metrics = self._metrics(result, elapsed, waited, epoch)
                 if self.step % self.run.log_every_steps == 0 or self.step == self.total_steps:
-                    self._log(result, elapsed, waited, pace, epoch)
+                    self._log(metrics, pace)
                 bar.update(1)
                 is_last = self.step == self.total_steps or result.counts["stop_asked"] > 0
                 every = self.run.eval.every_steps if self.run.eval else 1
                 if self.evaluator and (self.step % every == 0 or is_last):
-                    self._log_eval(self.evaluator)
-                self._save(is_last)
-                if result.counts["stop_asked"] > 0:
-                    logger.warning(
-                        f"stopped by SIGTERM after step {self.step}; continue with --resume"
+                    metrics |= self._log_eval(self.evaluator)
+                self.callbacks.step_end(
+                    StepEnd(
+                        step=self.step,
+                        total_steps=self.total_steps,
+                        metrics=metrics,
+                        applied=result.applied,
                     )
-                    break
+                )
+                self._save(is_last)
+                if result.counts["stop_asked"] > 0 and self.step < self.total_steps:
+                    # Who asked late, in this very step, is part of what is agreed on.
+                    reason = self.callbacks.agree() or "SIGTERM"
+                    logger.warning(
+                        f"stopped after step {self.step}: {reason}; continue with --resume"
+                    )
+                    return reason
+            self.callbacks.agree()
+            return None
         finally:
             bar.close()
             self.data.close()
@@ -278,7 +333,7 @@ class Trainer:
             "samples": 0.0,
             "skipped_samples": 0.0,
             "supervised": 0.0,
-            "stop_asked": float(self._stop_asked),
+            "stop_asked": float(self._stop_asked or self.callbacks.wants_end),
         }
         for batch in batches:
             own = dict(self.model.loss.step_counts(batch))
@@ -308,10 +363,10 @@ class Trainer:
                 f"(max_bad_steps); lower optimizer.lr or look at the data of these steps"
             )
 
-    def _log(
-        self, result: StepResult, elapsed: float, waited: float, pace: float, epoch: int
-    ) -> None:
-        metrics = step_metrics(
+    def _metrics(
+        self, result: StepResult, elapsed: float, waited: float, epoch: int
+    ) -> dict[str, float]:
+        return step_metrics(
             result,
             lr=float(self.optimizer.param_groups[0]["lr"]),
             epoch=epoch,
@@ -320,20 +375,25 @@ class Trainer:
             peak_memory_gib=peak_memory_gib(self.ranks.device),
             bad_steps=self.bad_steps,
         )
+
+    def _log(self, metrics: dict[str, float], pace: float) -> None:
+        """Log a step; adds to its metrics what the model reports itself."""
         logger.info(step_line(self.step, self.total_steps, metrics, pace))
         report = self.step_states.report()
-        self.metrics_log.log(self.step, {**metrics, **report.numbers}, report.tables)
+        metrics |= report.numbers
+        self.metrics_log.log(self.step, metrics, report.tables)
 
-    def _log_eval(self, evaluator: Evaluator) -> None:
+    def _log_eval(self, evaluator: Evaluator) -> dict[str, float]:
         metrics = evaluator.evaluate()
         logger.info(
             f"step {self.step}  "
             + "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         )
         self.metrics_log.log(self.step, metrics)
+        return metrics
 
     def _save(self, is_last: bool) -> None:
-        for saver in self.savers:
+        for component, saver in zip(self.run.savers, self.savers, strict=True):
             if not saver.due(self.step, is_last=is_last):
                 continue
             written = saver.save(
@@ -356,6 +416,9 @@ class Trainer:
             )
             if written is not None:
                 logger.info(f"step {self.step}: wrote {written}")
+                self.callbacks.checkpoint_saved(
+                    CheckpointSaved(step=self.step, path=written, saver=type(component).__name__)
+                )
 
     def _resume(self) -> None:
         folder = newest_checkpoint(self.run_dir)
@@ -368,6 +431,7 @@ class Trainer:
             state, self.data, folder, go_on=self.run.on_changed_data == "continue"
         )
         self._set_length()
+        self.resumed_from = folder
         logger.info(f"resumed from {folder} at step {self.step}")
         if self.step >= self.total_steps:
             logger.warning(

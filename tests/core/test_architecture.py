@@ -17,6 +17,7 @@ PLUGINS = ROOT / "plugins" / "pegboard_plugins"
 LIBRARIES = {"blocks", "media", "records", "texts"}
 """Sub-packages of pegboard_plugins that any plugin may import: no hooks, public, documented."""
 LIGHT = (
+    "callbacks",
     "cli",
     "command",
     "component",

@@ -267,6 +267,6 @@ def test_sigterm_saves_and_ends_without_an_error(
     config = make_config(savers=CHECKPOINTS)
     assert main(["train", str(config), "--no-third-party"]) == 0
     assert signal.getsignal(signal.SIGTERM) == before
-    assert "stopped by SIGTERM after step 2" in capsys.readouterr().err
+    assert "stopped after step 2: SIGTERM" in capsys.readouterr().err
     saved = tmp_path / "a" / "run" / "checkpoints"
     assert [path.name for path in saved.iterdir()] == ["step_00000002"]

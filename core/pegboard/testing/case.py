@@ -32,6 +32,7 @@ _MODULES: Mapping[str, str] = {
     "transform": "transform_checks",
     "saver": "saver_checks",
     "tracker": "tracker_checks",
+    "callback": "callback_checks",
 }
 """Kind -> module whose `CHECKS` are the kind's, after those of every part."""
 

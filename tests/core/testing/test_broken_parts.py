@@ -217,7 +217,76 @@ def tracker(**faults: bool) -> type[pegboard.TrackerComponent]:
     return Tracked
 
 
+class Told(pegboard.Callback):
+    """A callback without a fault."""
+
+    def on_step_end(self, event: pegboard.StepEnd) -> str | None:
+        return "low enough" if event.metrics["loss"] < 0.1 else None
+
+
+class Misspelt(Told):
+    def on_checkpoint_save(self, event: pegboard.CheckpointSaved) -> None: ...
+
+
+class Wordless(Told):
+    def on_step_end(self, event: pegboard.StepEnd) -> Any:
+        return event.metrics["loss"] > 0.1
+
+
+class Meddling(Told):
+    def on_step_end(self, event: pegboard.StepEnd) -> str | None:
+        dict.clear(event.metrics)  # type: ignore[arg-type]
+        return None
+
+
+class Whole(Told):
+    def on_step_end(self, event: pegboard.StepEnd) -> str | None:
+        int(event.metrics["loss"])
+        return None
+
+
+class Expectant(Told):
+    def on_train_end(self, event: pegboard.TrainEnd) -> None:
+        assert event.step == event.total_steps
+
+
+class Hopeful(Told):
+    def on_train_error(self, event: pegboard.TrainFailure) -> None:
+        assert event.step > 0
+
+
+def callback(told: Callable[[], Any]) -> type[pegboard.CallbackComponent]:
+    class Called(pegboard.CallbackComponent):
+        """A callback."""
+
+        config: Any
+
+        def build(self, run_dir: Path) -> Any:
+            return told()
+
+    return Called
+
+
+class OnceOnly(pegboard.CallbackComponent):
+    """A callback that can't be resumed."""
+
+    config: Any
+
+    def build(self, run_dir: Path) -> pegboard.Callback:
+        (run_dir / "told").mkdir()
+        return Told()
+
+
 BROKEN: list[tuple[str, Any]] = [
+    ("its_methods_are_events", callback(Misspelt)),
+    ("its_methods_are_events", callback(object)),
+    ("takes_a_run_that_fails", callback(Hopeful)),
+    ("takes_a_run_that_is_stopped", callback(Expectant)),
+    ("takes_a_whole_run", callback(object)),
+    ("may_be_built_again", OnceOnly),
+    ("asks_for_a_stop_in_words", callback(Wordless)),
+    ("leaves_the_facts_alone", callback(Meddling)),
+    ("takes_numbers_that_are_not_finite", callback(Whole)),
     ("describes_every_field", Undescribed),
     ("says_what_it_is", Silent),
     ("config_is_strict_and_frozen", Loose),
@@ -287,6 +356,7 @@ SOUND: dict[str, Any] = {
     "packer": packer(lambda lengths, limit, seed: alone(shuffled(lengths, seed))),
     "loss": loss(lambda nll, targets: (nll * targets.weights_K).sum() * targets.scale),
     "tracker": tracker(),
+    "callback": callback(Told),
 }
 
 

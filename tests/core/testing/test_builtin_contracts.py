@@ -90,6 +90,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "Freeze": ({"prefixes": ["model.layers.0."]}, {}),
     "AdamW": ({"lr": 1e-3}, {}),
     "SequentialPacker": ({}, {"keeps_order": True}),
+    "EarlyStopping": ({"patience": 2}, {"metrics": {"eval_loss": 2.0}}),
 }
 WITHOUT_PICTURES = "a row of text passes no tower; its own tests have pictures"
 SKIPPED = {
