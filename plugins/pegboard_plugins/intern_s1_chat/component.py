@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import Field
 
@@ -14,7 +14,9 @@ from pegboard import (
     Problem,
     TokenizeFnComponent,
 )
+from pegboard.component import RecordFormatComponent
 from pegboard.component_field import ComponentOf
+from pegboard_plugins.records.formats import AutoFormat
 
 if TYPE_CHECKING:
     from pegboard.contracts import TokenizeFn, Tokenizer
@@ -64,6 +66,22 @@ class InternS1TokenizeFn(TokenizeFnComponent):
             pattern=r"^[^{}]*\{\}[^{}]*$",
             description="Written before each frame; {} is its number, from 1.",
         )
+        image_keys: tuple[str, ...] = Field(
+            default=("images", "image"),
+            description="Keys under which a record may list pictures beside its turns; the first "
+            "that lists any counts, [] reads none.",
+        )
+        video_keys: tuple[str, ...] = Field(
+            default=("videos", "video"), description="The same of videos."
+        )
+        image_placeholder: str = Field(
+            default="<image>",
+            min_length=1,
+            description="What the text of a record that lists pictures writes where one goes.",
+        )
+        video_placeholder: str = Field(
+            default="<video>", min_length=1, description="The same of videos."
+        )
         chat: Annotated[TokenizeFnComponent, ComponentOf("tokenize_fn")] = Field(
             default={"class_name": "ChatTokenizeFn"},
             validate_default=True,
@@ -110,9 +128,16 @@ class InternS1TokenizeFn(TokenizeFnComponent):
             tokenizer = with_intern_s1_template(tokenizer)
         chat = self.config.chat
         # Cut only once the pictures are in.
-        uncut = type(chat)(chat.config.model_copy(update={"max_length": _UNCUT}))
+        changes: dict[str, Any] = {"max_length": _UNCUT}
+        reader = None
+        record_format = getattr(chat.config, "record_format", None)
+        if isinstance(record_format, RecordFormatComponent):
+            # Records are read before pictures are placed in them, so the form is the usual one then.
+            reader = record_format.build()
+            changes["record_format"] = AutoFormat(AutoFormat.Config())
+        uncut = type(chat)(chat.config.model_copy(update=changes))
         inner = uncut.build(cast("Tokenizer", WithPlaceholders(tokenizer)), model)
-        return MediaChatTokenizer(self.config, inner, tokenizer, image_tokens)
+        return MediaChatTokenizer(self.config, inner, tokenizer, image_tokens, reader)
 
 
 _UNCUT = 2**31 - 1

@@ -13,22 +13,33 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pegboard.contracts import Example, ImageTokens, TokenizeFn
+from pegboard.contracts import (
+    Example,
+    ImageTokens,
+    RecordFormat,
+    RecordText,
+    RecordTokens,
+    TokenizeFn,
+)
 from pegboard.errors import ConfigError, DataError, DroppedSample
-from pegboard_plugins.media.frames import count_frames, pick_frames, read_frames
-from pegboard_plugins.media.images import decode_image, read_image_size
-from pegboard_plugins.media.parts import MediaPart, read_media_part
-from pegboard_plugins.media.places import MediaError, is_data_url
-from pegboard_plugins.media.references import RecordSource, open_part, part_name
-from pegboard_plugins.media.tiling import choose_grid, count_tiles
+from pegboard_plugins.intern_s1_chat.placing import (
+    IMAGE_TOKEN,
+    Placer,
+    count_text,
+    take_media,
+)
+from pegboard_plugins.intern_s1_chat.plain_text import encode_with_pictures, is_plain_text
+from pegboard_plugins.intern_s1_chat.planning import MediaPlan, MediaPlanner
+from pegboard_plugins.media.listed import Kind, read_listed_media
+from pegboard_plugins.media.parts import MediaPart
+from pegboard_plugins.media.references import RecordSource
 
 if TYPE_CHECKING:
     from pegboard.contracts import Tokenizer
@@ -37,36 +48,25 @@ if TYPE_CHECKING:
 
 __all__ = ["TOKENIZER_VERSION", "MediaChatTokenizer", "check_image_tokens"]
 
-TOKENIZER_VERSION = 1
+TOKENIZER_VERSION = 2
 """Raised whenever the ids, the mask or the media of some record change."""
 
-IMAGE_TOKEN, IMAGE_START, IMAGE_END = "<IMG_CONTEXT>", "<img>", "</img>"
-_PLACEHOLDERS = {"image": IMAGE_TOKEN, "video": "<VIDEO_CONTEXT>"}
-_PLACEHOLDER = re.compile("|".join(re.escape(token) for token in _PLACEHOLDERS.values()))
+IMAGE_START, IMAGE_END = "<img>", "</img>"
 _PROBE = "pegboardprobe"
-
-
-@dataclass
-class _Plan:
-    """The media of one record, as planned: what the store keeps, and the tokens of each."""
-
-    items: list[dict[str, Any]] = field(default_factory=list)
-    tokens: list[list[int]] = field(default_factory=list)
-    """Image tokens of each item: of the picture, or of each frame of the video."""
-
-    def reorder(self, order: Sequence[int]) -> None:
-        self.items = [self.items[number] for number in order]
-        self.tokens = [self.tokens[number] for number in order]
 
 
 class MediaChatTokenizer:
     """Built InternS1TokenizeFn; see `pegboard.contracts.TokenizeFn`.
 
     Counts what the inner tokenize function counts, and `truncated`, `pictures`, `frames`, `tiles`,
-    `samples with pictures over max_length`.
+    `samples with pictures over max_length`; `<image> without a picture`, where the text of a record
+    says that a picture is there, but neither its messages nor `image_keys` name one; `pictures in
+    no sample`, where they come after everything that is trained.
 
     Args:
-        chat: text around the pictures -> examples; it must not cut them.
+        chat: text around the pictures -> examples; it must not cut them. With `reader` it is given
+            records of the keys `messages` and `tools`, or `input_ids` and `loss_mask`.
+        reader: the form of the records; None: `chat` knows it, and they have `messages`.
         tokenizer: what `chat` encodes with; it has the three image tokens.
         image_tokens: what the model says of pictures.
     """
@@ -77,25 +77,42 @@ class MediaChatTokenizer:
         chat: TokenizeFn,
         tokenizer: Tokenizer,
         image_tokens: ImageTokens,
+        reader: RecordFormat | None = None,
     ) -> None:
         self.max_length = config.max_length
         self._config = config
         self._chat = chat
+        self._reader = reader
+        self._keys: Mapping[Kind, Sequence[str]] = {
+            "image": config.image_keys,
+            "video": config.video_keys,
+        }
+        self._marks: Mapping[Kind, str] = {
+            "image": config.image_placeholder,
+            "video": config.video_placeholder,
+        }
         self._image_tokens = image_tokens
+        self._tokenizer = tokenizer
+        typed = getattr(config.chat.config, "typed_special_tokens", "text")
+        self._typed_as_text = typed == "text"
         self._start_id, self._end_id = check_image_tokens(tokenizer, image_tokens)
         self._image_text = _learn_image_text(tokenizer)
         self._counts: Counter[str] = Counter()
+        self._plan = MediaPlanner(config, image_tokens, self._counts)
 
     def __call__(self, record: Mapping[str, Any] | Sequence[Any]) -> Sequence[Example]:
         source = getattr(record, "source", None)
-        messages, plan = self._place_media(record)
+        turns, plan = self._place_media(record)
+        messages = _messages(turns) or ()
         examples = []
-        for example in self._chat(self._with_messages(record, messages)):
+        for example in self._tokenize(turns, messages, plan):
             grown = self._grown(example, plan, messages)
             if isinstance(source, RecordSource):
                 self._add_media(grown, plan, source)
             if self._fits(grown):
                 examples.append(grown)
+        if examples and plan.items and not any(example.num_tiles for example in examples):
+            self._counts["pictures in no sample"] += len(plan.items)
         if not examples:
             raise DroppedSample("pictures over max_length" if plan.items else "no supervised token")
         return examples
@@ -121,14 +138,14 @@ class MediaChatTokenizer:
         Raises:
             DataError: it is broken.
         """
-        messages, plan = self._place_media(record)
+        turns, plan = self._place_media(record)
         counts = iter([count for tokens in plan.tokens for count in tokens])
 
         def grow(found: re.Match[str]) -> str:
             count = next(counts, None)
             return found[0] if count is None else f"{IMAGE_START}{found[0] * count}{IMAGE_END}"
 
-        chat = self._chat.read_messages(self._with_messages(record, messages))  # type: ignore[attr-defined]
+        chat = self._chat.read_messages(turns)  # type: ignore[attr-defined]
         if chat is None:
             return None
         grown = []
@@ -141,86 +158,61 @@ class MediaChatTokenizer:
 
     # -- media of the record -----------------------------------------------------------------
 
-    def _place_media(self, record: Any) -> tuple[list[Any], _Plan]:
-        """The messages with `<IMG_CONTEXT>` for each picture and frame, and the plan of these."""
+    def _place_media(self, record: Any) -> tuple[Any, MediaPlan]:
+        """What the inner tokenize function reads, with `<IMG_CONTEXT>` for each picture and frame,
+        and the plan of these."""
         source = getattr(record, "source", None)
-        parts, flat = _take_media(_messages(record))
-        if parts and not isinstance(source, RecordSource):
+        turns = self._read_turns(record)
+        listed = read_listed_media(record, self._keys)
+        found, flat = take_media(_messages(turns), listed, self._marks)
+        if (found or listed) and not isinstance(source, RecordSource):
             raise DataError(
                 "messages: they hold pictures, but this dataset does not say where pictures lie; "
                 "use VLMJsonlDataset"
             )
-        plan = self._plan_media(parts, source) if isinstance(source, RecordSource) else _Plan()
-        placer = _Placer(flat, parts, self._image_text, self._frame_texts(parts, plan))
+        if listed and not flat:
+            raise DataError(
+                f"{listed[0].path[0]}: the record lists pictures, but has no messages that could "
+                "hold them; name its form in tokenize_fn.chat.record_format"
+            )
+        if not found and count_text(flat, self._marks["image"]):
+            self._counts[f"{self._marks['image']} without a picture"] += 1
+        parts = [one.part for one in found]
+        plan = MediaPlan()
+        if isinstance(source, RecordSource):
+            plan = self._plan(found, record, source)
+        placer = Placer(flat, parts, self._image_text, self._frame_texts(parts, plan))
         messages = [placer.place(message) for message in flat]
         plan.reorder(placer.order)
-        return messages, plan
+        return self._with_messages(turns, messages), plan
 
-    def _plan_media(self, parts: Sequence[MediaPart], source: RecordSource) -> _Plan:
-        plan = _Plan()
-        num_pictures = sum(part.kind == "image" for part in parts)
-        most = max(1, self._config.max_dynamic_patch // max(1, num_pictures))
-        for number, part in enumerate(parts):
-            if part.kind == "image":
-                self._plan_picture(plan, part, _reference(part, number, source), most, source)
-            else:
-                self._plan_video(plan, part, source)
-        return plan
+    def _read_turns(self, record: Any) -> Any:
+        """The record in OpenAI's form, its media still in it."""
+        if self._reader is None or is_plain_text(_messages(record)):
+            return record
+        content = self._reader.read(record)
+        if isinstance(content, RecordText):
+            pieces = [
+                {"role": "pretrain", "content": text, "loss": trained}
+                for text, trained in content.pieces
+            ]
+            return {"messages": pieces}
+        if isinstance(content, RecordTokens):
+            ids, mask = content.input_ids, content.loss_mask
+            return {"input_ids": ids.tolist(), "loss_mask": mask.astype(int).tolist()}
+        return {"messages": content.messages, "tools": content.tools}
 
-    def _plan_picture(
-        self,
-        plan: _Plan,
-        part: MediaPart,
-        reference: str | dict[str, Any],
-        most: int,
-        source: RecordSource,
-    ) -> None:
-        size = part.size
-        if size is None or source.check != "lazy":
-            with open_part(part, source.place) as file:
-                if source.check == "decode":
-                    found = decode_image(file, source.limits, part_name(part)).size
-                else:
-                    found = read_image_size(file, source.limits, part_name(part))
-            if size is not None and size != found:
-                raise MediaError(
-                    "image_wh differs",
-                    f"{part_name(part)} is {found[0]}x{found[1]}, but image_wh says "
-                    f"{size[0]}x{size[1]}; put it right, or leave it out",
-                )
-            size = found
-        elif isinstance(part.reference, str) and not is_data_url(part.reference):
-            source.place.resolve(part.reference)  # a path that leads out fails now, not in training
-        grid = (1, 1)
-        if self._config.dynamic_image_size:
-            grid = choose_grid(
-                *size,
-                tile_size=self._image_tokens.tile_size,
-                min_tiles=min(self._config.min_dynamic_patch, most),
-                max_tiles=most,
-            )
-        tiles = count_tiles(grid, use_thumbnail=self._config.use_thumbnail)
-        plan.items.append({"ref": reference, "wh": list(size), "grid": list(grid)})
-        plan.tokens.append([tiles * self._image_tokens.tokens_per_tile])
-        self._counts["pictures"] += 1
-
-    def _plan_video(self, plan: _Plan, part: MediaPart, source: RecordSource) -> None:
-        if not isinstance(part.reference, str) or is_data_url(part.reference):
-            raise MediaError(
-                "video not a path", f"{part_name(part)}: a video is given by its path only"
-            )
-        num_frames = count_frames(part.reference, source.place, source.limits)
-        picks = pick_frames(num_frames, self._config.max_num_frames)
-        if source.check == "decode":
-            for _ in read_frames(part.reference, picks, source.place, source.limits):
-                pass
-        plan.items.append({"ref": part.reference, "frames": picks})
-        plan.tokens.append([self._image_tokens.tokens_per_tile] * len(picks))
-        self._counts["frames"] += len(picks)
+    def _tokenize(self, turns: Any, messages: Sequence[Any], plan: MediaPlan) -> Sequence[Example]:
+        if not plan.items or not is_plain_text(messages):
+            return self._chat(turns)
+        ids, mask = encode_with_pictures(
+            self._tokenizer, messages, self._image_tokens.image_token_id, self._typed_as_text
+        )
+        return [Example(input_ids=ids, loss_mask=mask)]
 
     # -- text and ids ------------------------------------------------------------------------
 
-    def _frame_texts(self, parts: Sequence[MediaPart], plan: _Plan) -> dict[int, str]:
+    def _frame_texts(self, parts: Sequence[MediaPart], plan: MediaPlan) -> dict[int, str]:
         """Text of each video, by its number among the record's media."""
         prefix = self._config.frame_prefix
         return {
@@ -238,7 +230,7 @@ class MediaChatTokenizer:
             messages = [{"role": "system", "content": self._config.system_message}, *messages]
         return {**record, "messages": messages} if isinstance(record, Mapping) else messages
 
-    def _grown(self, example: Example, plan: _Plan, messages: Sequence[Any]) -> Example:
+    def _grown(self, example: Example, plan: MediaPlan, messages: Sequence[Any]) -> Example:
         """The example with each image id grown to <img>, its picture's tokens, </img>."""
         image_id = self._image_tokens.image_token_id
         ids, mask = example.input_ids, example.loss_mask
@@ -266,7 +258,7 @@ class MediaChatTokenizer:
         example.loss_mask = np.concatenate([*mask_of, mask[first:]])
         return example
 
-    def _add_media(self, example: Example, plan: _Plan, source: RecordSource) -> None:
+    def _add_media(self, example: Example, plan: MediaPlan, source: RecordSource) -> None:
         """What the token store keeps of the pictures in this example."""
         rows = np.flatnonzero(example.input_ids == self._image_tokens.image_token_id).tolist()
         items = []
@@ -337,45 +329,8 @@ def _messages(record: Any) -> Any:
     return record.get("messages") if isinstance(record, Mapping) else record
 
 
-def _take_media(messages: Any) -> tuple[list[MediaPart], list[Any]]:
-    """The record's pictures and videos, and its messages with only the kinds of those parts."""
-    parts: list[MediaPart] = []
-    flat: list[Any] = []
-    if not isinstance(messages, list | tuple):
-        return parts, flat
-    for i, message in enumerate(messages):
-        content = message.get("content") if isinstance(message, Mapping) else None
-        if not isinstance(content, list | tuple):
-            flat.append(message)
-            continue
-        kept: list[Any] = []
-        for j, part in enumerate(content):
-            where = f"messages[{i}].content[{j}]"
-            found = read_media_part(part, where) if isinstance(part, Mapping) else None
-            if found is None:
-                kept.append(part)
-            else:
-                parts.append(found)
-                kept.append({"type": found.kind})
-        flat.append({**message, "content": kept})
-    return parts, flat
-
-
 def _images_in(message: Any) -> int:
-    return _count([message], IMAGE_TOKEN)
-
-
-def _reference(part: MediaPart, number: int, source: RecordSource) -> str | dict[str, Any]:
-    """What the token store keeps of a picture: its path, or its place inside the record."""
-    if isinstance(part.reference, str) and not is_data_url(part.reference):
-        return part.reference
-    if source.at is None:
-        raise MediaError(
-            "image inside a record",
-            f"{part_name(part)} is written inside its record, which can't be found again in a "
-            "file of this format; write the picture to a file",
-        )
-    return {**source.at, "part": number}
+    return count_text([message], IMAGE_TOKEN)
 
 
 def _learn_image_text(tokenizer: Tokenizer) -> str:
@@ -398,88 +353,3 @@ def _learn_image_text(tokenizer: Tokenizer) -> str:
     except (TemplateError, TypeError, ValueError, LookupError, AttributeError):
         return default
     return learned if same == rendered else default
-
-
-class _Placer:
-    """Writes a record's media into the text of its messages.
-
-    Where the text holds placeholders of a kind, they say where its pictures (videos) go, in order;
-    else each goes where its part stands.
-    """
-
-    def __init__(
-        self,
-        messages: Sequence[Any],
-        parts: Sequence[MediaPart],
-        image_text: str,
-        frame_texts: Mapping[int, str],
-    ) -> None:
-        self.order: list[int] = []
-        """Numbers of the media in the order of the text."""
-        self._image_text = image_text
-        self._frame_texts = frame_texts
-        self._waiting = {
-            kind: deque(n for n, part in enumerate(parts) if part.kind == kind)
-            for kind in _PLACEHOLDERS
-        }
-        self._written = set()
-        for kind, token in _PLACEHOLDERS.items():
-            written, given = _count(messages, token), len(self._waiting[kind])
-            if written and written != given:
-                raise MediaError(
-                    "placeholders differ",
-                    f"messages: their text holds {written} {token}, but {given} {kind}s are "
-                    "given; write one for each, or none",
-                )
-            if written:
-                self._written.add(kind)
-
-    def place(self, message: Any) -> Any:
-        """The message with text parts alone, one `<IMG_CONTEXT>` for each picture and frame."""
-        content = message.get("content") if isinstance(message, Mapping) else None
-        if isinstance(content, str):
-            return {**message, "content": self._fill(content)}
-        if not isinstance(content, list | tuple):
-            return message
-        return {**message, "content": [p for part in content for p in self._place_part(part)]}
-
-    def _place_part(self, part: Any) -> list[Any]:
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind == "image" or kind == "video":
-            if kind in self._written:
-                return []
-            text = self._take(kind)
-            text = self._image_text if kind == "image" else f"{text}\n"
-            return [{"type": "text", "text": text}]
-        if _text_of(part):
-            return [{**part, "text": self._fill(part["text"])}]
-        return [part]
-
-    def _fill(self, text: str) -> str:
-        """Text whose placeholders are filled in the order they stand."""
-        if not self._written:
-            return text
-        kinds = {token: kind for kind, token in _PLACEHOLDERS.items()}
-        return _PLACEHOLDER.sub(lambda found: self._take(kinds[found[0]]), text)
-
-    def _take(self, kind: str) -> str:
-        number = self._waiting[kind].popleft()
-        self.order.append(number)
-        return self._frame_texts.get(number, IMAGE_TOKEN)
-
-
-def _text_of(part: Any) -> str:
-    text = part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None
-    return text if isinstance(text, str) else ""
-
-
-def _count(messages: Sequence[Any], token: str) -> int:
-    """How often the text of all messages holds `token`."""
-    total = 0
-    for message in messages:
-        content = message.get("content") if isinstance(message, Mapping) else None
-        if isinstance(content, str):
-            total += content.count(token)
-        elif isinstance(content, list | tuple):
-            total += sum(_text_of(part).count(token) for part in content)
-    return total

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from pegboard_plugins.media.places import MediaError, shown
 
-__all__ = ["MediaPart", "iter_media_parts", "read_media_part"]
+__all__ = ["MediaPart", "hole_kind", "iter_media_parts", "read_media_part"]
 
 _KINDS: Mapping[str, Literal["image", "video"]] = {
     "image": "image",
@@ -64,17 +64,37 @@ def read_media_part(part: Mapping[str, Any], where: str) -> MediaPart | None:
     return MediaPart(kind, value, _read_size(claimed, where))
 
 
-def iter_media_parts(messages: Any) -> Iterator[MediaPart]:
-    """All pictures and videos of a record's messages, in order."""
-    for i, message in enumerate(messages):
-        content = message.get("content") if isinstance(message, Mapping) else None
-        if not isinstance(content, list | tuple):
+def hole_kind(part: Any) -> Literal["image", "video"] | None:
+    """The kind of a part that names no picture or video itself, such as `{"type": "image"}`: it
+    stands for one that the record lists elsewhere. None for any other part."""
+    name = part.get("type") if isinstance(part, Mapping) else None
+    kind = _KINDS.get(name) if isinstance(name, str) else None
+    if kind is None:
+        return None
+    keys = (f"{kind}_url", kind, "url", "path", "bytes")
+    return kind if all(part.get(key) is None for key in keys) else None
+
+
+def iter_media_parts(record: Any) -> Iterator[tuple[Any, MediaPart]]:
+    """All pictures and videos in content parts of a record's turns, in order: (as written, as read).
+
+    Whatever the form of the record: its turns are the lists of objects with `content` or `value`.
+    """
+    lists = record.items() if isinstance(record, Mapping) else [("", record)]
+    for name, turns in lists:
+        if not isinstance(turns, list | tuple):
             continue
-        for j, part in enumerate(content):
-            if isinstance(part, Mapping):
-                found = read_media_part(part, f"messages[{i}].content[{j}]")
-                if found is not None:
-                    yield found
+        for i, turn in enumerate(turns):
+            for key in ("content", "value"):
+                content = turn.get(key) if isinstance(turn, Mapping) else None
+                if not isinstance(content, list | tuple):
+                    continue
+                for j, part in enumerate(content):
+                    if not isinstance(part, Mapping) or hole_kind(part):
+                        continue
+                    found = read_media_part(part, f"{name}[{i}].{key}[{j}]")
+                    if found is not None:
+                        yield part, found
 
 
 def _read_size(claimed: Any, where: str) -> tuple[int, int] | None:

@@ -8,6 +8,7 @@ A picture written inside its record stays there: the reference is the record's p
     {"tile_size": 448, "thumbnail": true, "root": "/data", "outside": false, "max_pixels": 89478485,
      "items": [{"ref": "a.png", "wh": [640, 480], "grid": [4, 3], "at": [[17, 3328]]},
                {"ref": {"file": "x.jsonl", "start": 0, "end": 99, "part": 1}, ...},
+               {"ref": {"file": "x.parquet", "row": 7, "listed": ["images", 0]}, ...},
                {"ref": "clip.mp4", "frames": [3, 9], "at": [[31, 256], [292, 256]]}]}
 """
 
@@ -25,6 +26,7 @@ import numpy as np
 from pegboard.errors import DataError
 from pegboard_plugins.media.frames import read_frames
 from pegboard_plugins.media.images import ImageLimits, decode_image
+from pegboard_plugins.media.listed import read_listed_at
 from pegboard_plugins.media.parts import MediaPart, iter_media_parts
 from pegboard_plugins.media.places import (
     MediaError,
@@ -134,10 +136,11 @@ class TileLoader:
             return MediaPart("image", reference, None)
         try:
             record = self._read_record(reference)
-        except (OSError, ValueError, IndexError, DataError):
+            if "listed" in reference:
+                return read_listed_at(record, reference["listed"], "image")
+        except (OSError, ValueError, LookupError, TypeError, DataError):
             raise _changed(reference) from None
-        messages = record.get("messages", record) if isinstance(record, dict) else record
-        for number, part in enumerate(iter_media_parts(messages)):
+        for number, (_, part) in enumerate(iter_media_parts(record)):
             if number == reference["part"]:
                 return part
         raise _changed(reference)

@@ -167,6 +167,15 @@ _VALUES: tuple[Any, ...] = (
 
 def _hostile(root: Path, outside: Path, number: int, rng: random.Random) -> Any:
     def chat(part: Any, text: str = "what?") -> Any:
+        if isinstance(part, dict) and rng.random() < 0.3:  # listed beside the turns
+            kind = "video" if "video_url" in part else "image"
+            value = part.get(f"{kind}_url", part.get(kind))
+            turns = [
+                {"from": "human", "value": f"<{kind}>{text}"},
+                {"from": "gpt", "value": "this"},
+            ]
+            listed = {kind: value} if rng.random() < 0.5 else {f"{kind}s": [value]}
+            return {**listed, "conversations": turns}
         content = [part, {"type": "text", "text": text}]
         user = {"role": "user", "content": content}
         return {"messages": [user, {"role": "assistant", "content": "this"}]}
