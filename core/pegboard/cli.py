@@ -13,7 +13,7 @@ import errno
 import json
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ from pegboard.command import (
     CORE_COMMANDS,
     add_config_arguments,
     add_plugin_arguments,
+    find_config,
     load_config,
     print_text,
 )
@@ -79,10 +80,19 @@ def _parse(words: list[str]) -> argparse.Namespace:
         return _parser().parse_args(words)
     options = argparse.ArgumentParser(prog="pegboard", add_help=False, allow_abbrev=False)
     add_plugin_arguments(options)
+    options.add_argument("--set", action="append", default=[])
     wants_help = words[0] in ("-h", "--help")
-    plugins = _load_plugins(options.parse_known_args(words)[0], warn=not wants_help)
+    arguments, rest = options.parse_known_args(words)
+    # Which word is the config only the command knows, and it may be a plugin's that must not load.
+    from pegboard.plugin_policy import read_allowed_of_words
+
+    allow = read_allowed_of_words(rest, arguments.set)
+    plugins = _load_plugins(arguments, warn=not wants_help, allow=allow)
     if not wants_help:
         plugins.registry.check_command_name(words[0])
+        elsewhere = plugins.registry.index.hint("command", words[0], plugins.registry.left_out)
+        if elsewhere and words[0] not in [cls.name for cls in plugins.registry.commands()]:
+            raise PluginError(f"there is no command '{words[0]}'. {elsewhere}")
     return _parser(plugins).parse_args(words)
 
 
@@ -112,6 +122,13 @@ def _parser(plugins: LoadedPlugins | None = None) -> argparse.ArgumentParser:
             )
         if name == "plugins":
             command.add_argument("--json", action="store_true", help="print JSON")
+            which = command.add_mutually_exclusive_group()
+            which.add_argument(
+                "--hook", metavar="NAME", help="only who implements a hook, in call order"
+            )
+            which.add_argument(
+                "--conflicts", action="store_true", help="only names that several plugins offer"
+            )
         add_plugin_arguments(command)
     if plugins is not None:
         _add_plugin_commands(commands, plugins)
@@ -148,7 +165,7 @@ class _ShowVersion(argparse.Action):
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    plugins = _load_plugins(arguments)
+    plugins = _load_allowed(arguments)
     loaded = load_config(arguments, plugins)
     from pegboard.trainer import train  # torch, only after everything is valid
 
@@ -157,7 +174,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    run = load_config(arguments, _load_plugins(arguments)).run
+    run = load_config(arguments, _load_allowed(arguments)).run
     datasets = ", ".join(type(source.dataset).__name__ for source in run.datasets)
     print(f"ok: {arguments.config}: model {type(run.model).__name__}, datasets [{datasets}]")
     return 0
@@ -165,23 +182,15 @@ def _check(arguments: argparse.Namespace) -> int:
 
 def _plugins(arguments: argparse.Namespace) -> int:
     plugins = _load_plugins(arguments, warn=False)
-    if arguments.json:
-        print_text(json.dumps(plugins.describe(), indent=2))
-        return 0
-    rows = [
-        (entry.kind, entry.class_name, entry.plugin, entry.summary)
-        for entry in plugins.registry.entries()
-    ]
-    widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
-    lines = []
-    for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=False))
-        lines.append("  ".join((*cells, row[3])).rstrip())
-    for record in plugins.plugins:
-        if record.status != "loaded":
-            reason = f": {record.reason}" if record.reason else ""
-            lines.append(f"{record.status}: {record.name} ({record.origin}){reason}")
-    print_text("\n".join(lines))
+    from pegboard.plugin_listing import list_conflicts, list_hook, list_parts
+
+    if arguments.hook is not None:
+        values, lines = list_hook(plugins, arguments.hook)
+    elif arguments.conflicts:
+        values, lines = list_conflicts(plugins)
+    else:
+        values, lines = list_parts(plugins)
+    print_text(json.dumps(values, indent=2) if arguments.json else "\n".join(lines))
     for warning in plugins.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     return 0
@@ -194,13 +203,24 @@ def _schema(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _load_plugins(arguments: argparse.Namespace, *, warn: bool = True) -> LoadedPlugins:
+def _load_allowed(arguments: argparse.Namespace) -> LoadedPlugins:
+    """The plugins that the config which the arguments name allows."""
+    from pegboard.plugin_policy import read_allowed
+
+    return _load_plugins(arguments, allow=read_allowed(find_config(arguments), arguments.set))
+
+
+def _load_plugins(
+    arguments: argparse.Namespace, *, warn: bool = True, allow: Collection[str] | None = None
+) -> LoadedPlugins:
     from pegboard.plugin_manager import load_plugins
 
     plugins = load_plugins(
         extra_files=arguments.plugin,
         block=arguments.block,
         third_party=not arguments.no_third_party,
+        allow=allow,
+        trace=arguments.trace_hooks,
     )
     if not warn:
         return plugins

@@ -26,6 +26,7 @@ __all__ = [
     "add_config_arguments",
     "add_plugin_arguments",
     "check_command",
+    "find_config",
     "load_config",
     "print_text",
 ]
@@ -37,7 +38,7 @@ class Command:
     """Base of every command that a plugin offers.
 
     A subclass has a docstring (its first line is the help), a `name`, and a `run`. The core adds
-    `--plugin`, `--block` and `--no-third-party` to the arguments of each.
+    `--plugin`, `--block`, `--no-third-party` and `--trace-hooks` to the arguments of each.
     """
 
     name: ClassVar[str] = ""
@@ -79,7 +80,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_plugin_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--plugin`, `--block`, `--no-third-party`; the core adds them to every command."""
+    """What plugins to load; the core adds these arguments to every command."""
     parser.add_argument(
         "--plugin",
         action="append",
@@ -99,6 +100,11 @@ def add_plugin_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="load built-in plugins and --plugin files only",
     )
+    parser.add_argument(
+        "--trace-hooks",
+        action="store_true",
+        help="print each plugin's import and hook calls to stderr: what it offers, and the time taken",
+    )
 
 
 def load_config(arguments: argparse.Namespace, plugins: LoadedPlugins) -> LoadedConfig:
@@ -107,19 +113,27 @@ def load_config(arguments: argparse.Namespace, plugins: LoadedPlugins) -> Loaded
     Raises:
         ConfigError: no such file, or every problem of it.
     """
+    from pegboard.plugin_policy import check_imported
     from pegboard.run_config import load_run_config
 
-    path = Path(arguments.config)
-    if not path.is_file():
-        raise ConfigError(
-            f"{path}: no such file (relative to {Path.cwd()}); give the path of a run config"
-        )
+    path = find_config(arguments)
     loaded = load_run_config(path, tuple(arguments.set), plugins.registry)
+    check_imported(plugins, loaded.run.plugins.allow, path)
     if getattr(arguments, "allow_media_outside_root", False):
         evaluated = loaded.run.eval.datasets if loaded.run.eval else ()
         for entry in (*loaded.run.datasets, *evaluated):
             entry.dataset.media_outside_root = True
     return loaded
+
+
+def find_config(arguments: argparse.Namespace) -> Path:
+    """The config file that the arguments name; ConfigError if there is none."""
+    path = Path(arguments.config)
+    if not path.is_file():
+        raise ConfigError(
+            f"{path}: no such file (relative to {Path.cwd()}); give the path of a run config"
+        )
+    return path
 
 
 def print_text(text: str) -> None:

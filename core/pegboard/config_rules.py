@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,8 @@ from pegboard.component_field import (
     shown,
 )
 from pegboard.errors import ConfigError
+from pegboard.plugin_policy import check_requires
+from pegboard.plugin_sources import BUILT_INS
 
 if TYPE_CHECKING:
     from pegboard.registry import Registry
@@ -55,6 +57,7 @@ def fill_in(data: dict[str, Any], registry: Registry) -> list[Problem]:
 
 def check_rules(data: Mapping[str, Any], registry: Registry) -> Iterator[Problem]:
     """Problems between sections, as far as a rule's own inputs can be read; `data` is filled in."""
+    yield from check_requires(data, registry)
     yield from _check_length(data)
     yield from _check_load_from(data)
     yield from _check_collator(data, registry)
@@ -265,7 +268,10 @@ def _published_config(load_from: Any) -> dict[str, Any] | str | None:
 
 
 def _fill_collator(data: dict[str, Any], registry: Registry) -> Iterator[Problem]:
-    """The first collator (SFTLLMCollator, then by name) that provides all the model requires."""
+    """A collator that provides all the model requires, by `_default_collators`.
+
+    Which one does not hang on what is merely installed: of several it is for the config to name one.
+    """
     loader = data.setdefault("dataloader", {})
     if not isinstance(loader, dict) or loader.get("collator") is not None:
         return
@@ -276,7 +282,7 @@ def _fill_collator(data: dict[str, Any], registry: Registry) -> Iterator[Problem
         return
     requires = cls.requires if cls else frozenset()
     collators = [c for c in registry.classes("collator") if issubclass(c, CollatorComponent)]
-    fitting = [c.__name__ for c in collators if c.provides >= requires]
+    fitting = _default_collators([c for c in collators if c.provides >= requires])
     if not fitting:
         if cls and collators:
             yield Problem(
@@ -285,8 +291,22 @@ def _fill_collator(data: dict[str, Any], registry: Registry) -> Iterator[Problem
                 f"{', '.join(sorted(requires))}",
             )
         return
-    chosen = DEFAULT_COLLATOR if DEFAULT_COLLATOR in fitting else fitting[0]
-    loader["collator"] = {"class_name": chosen}
+    if len(fitting) > 1:
+        yield Problem(
+            ("dataloader", "collator"),
+            f"{', '.join(fitting)} provide what the model requires; name one of them",
+        )
+        return
+    loader["collator"] = {"class_name": fitting[0]}
+
+
+def _default_collators(fitting: Sequence[type[CollatorComponent]]) -> list[str]:
+    """SFTLLMCollator if it is there, else the built-in ones, else all; sorted names."""
+    names = {c.__name__ for c in fitting}
+    if DEFAULT_COLLATOR in names:
+        return [DEFAULT_COLLATOR]
+    built_in = {c.__name__ for c in fitting if c.__module__.startswith(f"{BUILT_INS}.")}
+    return sorted(built_in or names)
 
 
 def _lift_dataset_options(

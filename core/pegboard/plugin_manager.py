@@ -1,36 +1,45 @@
-"""Find plugins, import them, and let each offer its parts.
+"""Import plugins one at a time, and let each offer its parts.
 
-Load order: built-ins by name, entry points of group `pegboard` by name, `--plugin` files in the
-order given. Plugins go one at a time, and all or nothing: one that can't be imported or breaks the
-contract is recorded as broken with its origin, the reason and how to block it, and the rest go on.
+All or nothing: a plugin that can't be imported or breaks the contract is recorded as broken with its
+origin, the reason and how to block it, and the rest go on. What is blocked or not allowed is listed
+and never imported.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
-import importlib.util
-import pkgutil
+import inspect
 import sys
 import traceback
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+import warnings
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
 import pluggy
 
 from pegboard import hookspecs
 from pegboard.errors import PegboardError, PluginError
+from pegboard.plugin_guard import guarded
+from pegboard.plugin_index import PluginIndex
+from pegboard.plugin_sources import ENTRY_POINT_GROUP, PluginSource, find_plugins, plain_name
+from pegboard.plugin_trace import implementation_place, trace_hooks, trace_import
 from pegboard.registry import HOOKS, Registry, check_offer, nearest, offered_name
 
-__all__ = ["ENTRY_POINT_GROUP", "LoadedPlugins", "PluginRecord", "load_plugins"]
+__all__ = [
+    "ENTRY_POINT_GROUP",
+    "HookImplementation",
+    "LoadedPlugins",
+    "PluginRecord",
+    "load_plugins",
+]
 
-ENTRY_POINT_GROUP = "pegboard"
-_BUILT_INS = "pegboard_plugins"
-"""Found by name: the core imports no plugin, and runs without any."""
 _OUR_FRAMES = (str(Path(__file__).parent), str(Path(pluggy.__file__).parent), "<frozen ")
+
+Status = Literal["loaded", "blocked", "not allowed", "broken"]
 
 
 class PluginRecord(NamedTuple):
@@ -42,9 +51,22 @@ class PluginRecord(NamedTuple):
     """`built-in`, `distribution NAME` or `file PATH`."""
     version: str
     """Version of its distribution; empty if it has none."""
-    status: Literal["loaded", "blocked", "broken"]
+    status: Status
     reason: str
-    """Why it is broken; empty otherwise."""
+    """Why it is broken or not allowed; empty otherwise."""
+    home: str = ""
+    """Folder of its package, or its file; empty if it is not loaded."""
+
+
+class HookImplementation(NamedTuple):
+    """One function of a loaded plugin that a hook called."""
+
+    hook: str
+    plugin: str
+    place: str
+    """`file:line`; empty for what is no Python function."""
+    offered: tuple[str, ...]
+    """Names that it registered."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +76,11 @@ class LoadedPlugins:
     registry: Registry
     plugins: tuple[PluginRecord, ...]
     """In load order."""
+    hooks: tuple[HookImplementation, ...]
+    """In call order."""
     warnings: tuple[str, ...]
-    """One line for each broken plugin and each block that blocked nothing."""
+    """One line for each broken plugin, each that changed what all code shares or has a deprecated
+    hook, and each name that blocked or allowed nothing."""
 
     def describe(self) -> list[dict[str, Any]]:
         """Every plugin and its parts as JSON values: for `plugins --json` and the run folder."""
@@ -72,207 +97,206 @@ class LoadedPlugins:
         ]
 
 
-@dataclass(frozen=True)
-class _Source:
-    """A plugin that has not been imported yet."""
-
-    name: str
-    origin: str
-    version: str
-    load: Callable[[], object]
-    remedy: str
-    """How to run without it."""
-
-
 def load_plugins(
     extra_files: Iterable[str | Path] = (),
     block: Iterable[str] = (),
     third_party: bool = True,
+    allow: Collection[str] | None = None,
+    trace: bool = False,
 ) -> LoadedPlugins:
     """Find and load every plugin into a new registry.
 
     Args:
         extra_files: `--plugin` files; each is imported as the module of its stem, with its folder
-        at the end
-            of `sys.path` (so that spawned workers can import it too).
+            at the end of `sys.path` (so that spawned workers can import it too).
         block: names of plugins to leave out, unimported.
         third_party: whether to look for entry points.
+        allow: distributions whose plugins may be imported; None: any. Built-ins and files always may.
+        trace: print every import and hook call to stderr.
 
     Raises:
         PluginError: an extra file does not exist. A plugin that is there but broken raises nothing.
     """
-    registry = Registry()
-    manager = pluggy.PluginManager("pegboard")
-    manager.add_hookspecs(hookspecs)
-    blocked = set(block)
-    records: list[PluginRecord] = []
-    warnings: list[str] = []
-    for source in _sources(tuple(extra_files), third_party=third_party):
-        status: Literal["loaded", "blocked", "broken"] = "loaded"
-        reason = ""
-        if source.name in blocked:
-            status = "blocked"
-        else:
-            try:
-                _load(source, manager, registry)
-            except (Exception, SystemExit) as error:  # noqa: BLE001 - a stranger's import
-                status, reason = "broken", _describe(error)
-                registry.note_broken(source.name, reason)
-                version = f" {source.version}" if source.version else ""
-                warnings.append(
-                    f"plugin '{source.name}' ({source.origin}{version}) is left out: "
-                    f"{reason}. {source.remedy}"
-                )
-        records.append(PluginRecord(source.name, source.origin, source.version, status, reason))
-    found = [record.name for record in records]
+    registry = Registry(PluginIndex(third_party=third_party))
+    loader = _Loader(registry, trace)
+    blocked, allowed = set(block), None if allow is None else set(map(plain_name, allow))
+    sources = find_plugins(tuple(extra_files), third_party=third_party)
+    records = [loader.load(source, _left_out(source, blocked, allowed)) for source in sources]
+    found = [source.name for source in sources]
     for name in sorted(blocked.difference(found)):
         near = nearest(name, found)
         hint = f" Did you mean '{near}'?" if near else ""
-        warnings.append(f"--block {name}: no plugin of that name is installed.{hint}")
-    return LoadedPlugins(registry, tuple(records), tuple(warnings))
+        loader.warnings.append(f"--block {name}: no plugin of that name is installed.{hint}")
+    if third_party and allow:
+        loader.warnings += _allowed_for_nothing(allow, sources)
+    return LoadedPlugins(registry, tuple(records), tuple(loader.hooks), tuple(loader.warnings))
 
 
-def _sources(extra_files: tuple[str | Path, ...], *, third_party: bool) -> Iterator[_Source]:
-    taken: set[str] = set()
-    for source in _built_ins():
-        taken.add(source.name)
-        yield source
-    for source in _entry_points(taken) if third_party else ():
-        taken.add(source.name)
-        yield source
-    for source in _files(extra_files, taken):
-        taken.add(source.name)
-        yield source
+def _left_out(
+    source: PluginSource, blocked: Collection[str], allowed: Collection[str] | None
+) -> tuple[Status, str] | None:
+    """Status and reason of a plugin that must not be imported; None if it may."""
+    if source.name in blocked:
+        return "blocked", ""
+    if allowed is None or source.distribution is None:
+        return None
+    if plain_name(source.distribution) in allowed:
+        return None
+    return "not allowed", '"plugins.allow" of the config does not name it'
 
 
-def _built_ins() -> Iterator[_Source]:
-    try:
-        package = importlib.import_module(_BUILT_INS)
-    except ModuleNotFoundError as error:
-        if error.name != _BUILT_INS:
+def _allowed_for_nothing(allow: Collection[str], sources: Sequence[PluginSource]) -> list[str]:
+    installed = {s.distribution for s in sources if s.distribution is not None}
+    plain = set(map(plain_name, installed))
+    lines = []
+    for name in allow:
+        if plain_name(name) not in plain:
+            near = nearest(name, installed)
+            hint = f" Did you mean '{near}'?" if near else ""
+            lines.append(f"plugins.allow: no distribution '{name}' offers a plugin here.{hint}")
+    return lines
+
+
+class _Loader:
+    """Loads one plugin after another into one registry."""
+
+    def __init__(self, registry: Registry, trace: bool) -> None:
+        self.registry = registry
+        self.hooks: list[HookImplementation] = []
+        self.warnings: list[str] = []
+        self._trace = trace
+        self._manager = pluggy.PluginManager("pegboard")
+        self._manager.add_hookspecs(hookspecs)
+        if trace:
+            trace_hooks(self._manager)
+
+    def load(self, source: PluginSource, left_out: tuple[Status, str] | None) -> PluginRecord:
+        """Load one plugin, or only record why it is not."""
+        if left_out is not None:
+            status, reason = left_out
+            self.registry.note_left_out(source.name, f"is {status}")
+            return PluginRecord(source.name, source.origin, source.version, status, reason)
+        status, reason, home, notes = "loaded", "", "", []
+        try:
+            with guarded(source) as notes:
+                home = self._load(source, notes)
+        except KeyboardInterrupt:
             raise
-        return
-    modules = sorted(pkgutil.iter_modules(package.__path__), key=lambda module: module.name)
-    for module in modules:
-        name = f"{_BUILT_INS}.{module.name}"
-        if module.ispkg and _may_have_hooks(name):
-            yield _Source(
-                module.name,
-                "built-in",
-                "",
-                lambda name=name: importlib.import_module(name),  # type: ignore[misc]
-                f"Run without it: --block {module.name}",
-            )
+        except BaseException as error:  # noqa: BLE001 - a stranger's code, SystemExit included
+            status, reason = "broken", _describe(error)
+            self.registry.note_left_out(source.name, f"could not be loaded: {reason}")
+            self.warnings.append(f"plugin {source} is left out: {reason}. {source.remedy}")
+        self.warnings += [f"plugin {source}: {note}. {source.remedy}" for note in notes]
+        return PluginRecord(source.name, source.origin, source.version, status, reason, home)
+
+    def _load(self, source: PluginSource, notes: list[str]) -> str:
+        """Import one plugin and call its hooks; the registry changes only if all of it is sound.
+
+        Returns its home.
+        """
+        with trace_import(source.name) if self._trace else nullcontext():
+            plugin = source.load()
+        earlier = self._manager.get_name(plugin)
+        if earlier is not None:
+            raise PluginError(f"it is the same module as plugin '{earlier}'; offer it once")
+        offers: list[_Register] = []
+        try:
+            self._register(plugin, source.name, notes)
+            everyone_else = [other for other in self._manager.get_plugins() if other is not plugin]
+            for kind, hook_name in HOOKS.items():
+                register = _Register(kind)
+                self._manager.subset_hook_caller(hook_name, everyone_else)(register=register)
+                offers.append(register)
+        except BaseException:
+            # pluggy keeps a plugin that it has just refused.
+            if self._manager.is_registered(plugin):
+                self._manager.unregister(plugin)
+            raise
+        for register in offers:
+            for cls in register.classes:
+                self.registry.add(register.kind, cls, source.name)
+            self._note_implementations(plugin, source.name, register)
+        return _home(plugin, source)
+
+    def _register(self, plugin: object, name: str, notes: list[str]) -> None:
+        """Register and verify; what pluggy warns of (a deprecated hook) is a note, never an error."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                self._manager.register(plugin, name)
+            except pluggy.PluginValidationError as error:
+                raise _signature_error(plugin, error) from error
+            _check_hooks(plugin, self._manager)
+        notes += [f"{one.filename}:{one.lineno}: {one.message}" for one in caught]
+
+    def _note_implementations(self, plugin: object, name: str, register: _Register) -> None:
+        hook = HOOKS[register.kind]
+        for implementation in getattr(self._manager.hook, hook).get_hookimpls():
+            if implementation.plugin is plugin:
+                place = implementation_place(implementation.function)
+                self.hooks.append(HookImplementation(hook, name, place, tuple(register.names)))
 
 
-def _may_have_hooks(name: str) -> bool:
-    """Whether a built-in package is a plugin.
+class _Register:
+    """What a hook calls with each class: it is checked then and there, at the line that offers it."""
 
-    A library for plugin authors (blocks, media) may import torch, so it is told apart by its text,
-    before any import.
-    """
-    spec = importlib.util.find_spec(name)
-    read = getattr(spec.loader if spec else None, "get_source", None)
-    text = read(name) if read else None
-    return text is None or "hookimpl" in text
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.names: list[str] = []
+        self.classes: list[type[Any]] = []
 
-
-def _entry_points(taken: set[str]) -> Iterator[_Source]:
-    points = sorted(
-        importlib.metadata.entry_points(group=ENTRY_POINT_GROUP),
-        key=lambda point: (point.name, point.value),
-    )
-    owners = [point.dist.name if point.dist else point.name for point in points]
-    alone = {owner for owner, count in Counter(owners).items() if count == 1}
-    for point, owner in zip(points, owners, strict=True):
-        name = owner if owner in alone and owner not in taken else f"{owner}:{point.name}"
-        yield _Source(
-            name,
-            f"distribution {owner}",
-            point.dist.version if point.dist else "",
-            point.load,
-            f"Run without it: --block {name}",
-        )
-
-
-def _files(files: tuple[str | Path, ...], taken: set[str]) -> Iterator[_Source]:
-    for given in files:
-        path = Path(given)
-        if not path.is_file() or path.suffix != ".py":
-            raise PluginError(f"--plugin {given}: no such Python file (relative to {Path.cwd()})")
-        name = path.stem if path.stem not in taken else path.name
-        yield _Source(
-            name,
-            f"file {given}",
-            "",
-            lambda path=path: _import_file(path),  # type: ignore[misc]
-            f"Correct the file, or run without --plugin {given}",
-        )
-
-
-def _import_file(path: Path) -> object:
-    path = path.resolve()
-    if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))
-    importlib.invalidate_caches()
-    module = importlib.import_module(path.stem)
-    home = getattr(module, "__file__", None)
-    if home is None or Path(home).resolve() != path:
-        raise PluginError(
-            f"the module name '{path.stem}' is taken by {home or 'Python'}; rename the file"
-        )
-    return module
-
-
-def _load(source: _Source, manager: pluggy.PluginManager, registry: Registry) -> None:
-    """Import one plugin and call its hooks; the registry changes only if all of it is sound."""
-    plugin = source.load()
-    earlier = manager.get_name(plugin)
-    if earlier is not None:
-        raise PluginError(f"it is the same module as plugin '{earlier}'; offer it once")
-    offered: list[tuple[str, type[Any]]] = []
-    try:
-        manager.register(plugin, source.name)
-        _check_hooks(plugin, manager)
-        everyone_else = [other for other in manager.get_plugins() if other is not plugin]
-        for kind, hook_name in HOOKS.items():
-            hook = manager.subset_hook_caller(hook_name, everyone_else)
-            hook(register=_register(kind, offered))
-    except BaseException:
-        # pluggy keeps a plugin that it has just refused.
-        if manager.is_registered(plugin):
-            manager.unregister(plugin)
-        raise
-    for kind, cls in offered:
-        registry.add(kind, cls, source.name)
-
-
-def _register(kind: str, offered: list[tuple[str, type[Any]]]) -> Callable[[type[Any]], None]:
-    def register(cls: type[Any]) -> None:
-        check_offer(kind, cls)
-        name = offered_name(kind, cls)
-        if any((kind, name) == (other, offered_name(other, known)) for other, known in offered):
-            raise PluginError(f"{kind.replace('_', ' ')} '{name}' is registered twice; keep one")
-        offered.append((kind, cls))
-
-    return register
+    def __call__(self, cls: type[Any]) -> None:
+        check_offer(self.kind, cls)
+        name = offered_name(self.kind, cls)
+        if name in self.names:
+            what = self.kind.replace("_", " ")
+            raise PluginError(f"{what} '{name}' is registered twice; keep one")
+        self.names.append(name)
+        self.classes.append(cls)
 
 
 def _check_hooks(plugin: object, manager: pluggy.PluginManager) -> None:
     callers = manager.get_hookcallers(plugin) or []
     if not callers:
         raise PluginError("it has no hooks; mark its register functions with @pegboard.hookimpl")
-    try:
-        manager.check_pending()
-    except pluggy.PluginValidationError as error:
-        known = list(HOOKS.values())
-        # Only this plugin can be at fault: each one before it passed the same check.
-        for caller in callers:
-            if not caller.has_spec():
-                near = nearest(caller.name, known)
-                hint = f" Did you mean '{near}'?" if near else f" Hooks: {', '.join(known)}."
-                raise PluginError(f"there is no hook '{caller.name}'.{hint}") from error
-        raise
+    known = list(HOOKS.values())
+    for caller in callers:
+        if not caller.has_spec():
+            near = nearest(caller.name, known)
+            hint = f" Did you mean '{near}'?" if near else f" Hooks: {', '.join(known)}."
+            place = implementation_place(getattr(plugin, caller.name))
+            raise PluginError(f"{place}: there is no hook '{caller.name}'.{hint}")
+
+
+def _signature_error(plugin: object, error: pluggy.PluginValidationError) -> PluginError:
+    """pluggy's four lines in one, at the function that is wrong."""
+    text = " ".join(str(error).split())
+    for hook in HOOKS.values():
+        function = getattr(plugin, hook, None)
+        if function is not None and f"hook {hook!r}" in str(error):
+            if "Argument(s)" not in text:
+                return PluginError(f"{implementation_place(function)}: {text}")
+            return PluginError(
+                f"{implementation_place(function)}: {hook}{inspect.signature(function)} does not fit "
+                f"the hook; write def {hook}(register)"
+            )
+    return PluginError(text)
+
+
+def _home(plugin: object, source: PluginSource) -> str:
+    """Folder of the plugin's package (the whole of a distribution's), or its file."""
+    owner = plugin if isinstance(plugin, ModuleType) else sys.modules.get(type(plugin).__module__)
+    name = owner.__name__ if owner is not None else ""
+    if source.distribution is not None:
+        steps = name.split(".")
+        # A namespace package has no file and is shared with others.
+        prefixes = [".".join(steps[: count + 1]) for count in range(len(steps))]
+        name = next((p for p in prefixes if getattr(sys.modules.get(p), "__file__", None)), name)
+    file = getattr(sys.modules.get(name), "__file__", None)
+    if not file:
+        return ""
+    path = Path(file).resolve()
+    return str(path.parent if path.name == "__init__.py" else path)
 
 
 def _describe(error: BaseException) -> str:
@@ -286,7 +310,10 @@ def _describe(error: BaseException) -> str:
     place = f"{frames[-1].filename}:{frames[-1].lineno}: " if frames else ""
     if isinstance(error, SyntaxError) and error.filename:
         place = f"{error.filename}:{error.lineno}: "
-    text = " ".join(str(error).split())
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # noqa: BLE001 - a stranger's __str__
+        text = "its message can't be shown"
     if isinstance(error, PegboardError):
         return f"{place}{text}"
     return f"{place}{type(error).__name__}: {text}"

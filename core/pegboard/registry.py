@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, NoReturn
 from pegboard.command import Command, check_command
 from pegboard.component import COMPONENT_KINDS, Component, ComponentConfig, ModelComponent
 from pegboard.errors import ConfigError, PluginError
+from pegboard.plugin_index import PluginIndex
 
 __all__ = [
     "HOOKS",
@@ -56,10 +57,12 @@ class Entry(NamedTuple):
 class Registry:
     """Every registered class, by kind and name, with its plugin."""
 
-    def __init__(self) -> None:
+    def __init__(self, index: PluginIndex | None = None) -> None:
+        self.index = index or PluginIndex(third_party=False)
+        """Who else offers a name."""
         self._entries: dict[str, dict[str, list[Entry]]] = {kind: {} for kind in COMPONENT_KINDS}
         self._entries[_COMMAND] = {}
-        self._broken: dict[str, str] = {}
+        self._left_out: dict[str, str] = {}
 
     def add(self, kind: str, cls: type[Any], plugin_name: str) -> None:
         """Offer `cls` under its own name.
@@ -76,9 +79,18 @@ class Registry:
             )
         offers.append(Entry(kind, name, plugin_name, cls))
 
-    def note_broken(self, plugin_name: str, reason: str) -> None:
-        """Remember a plugin that could not be loaded: its parts may be what a config looks for."""
-        self._broken[plugin_name] = reason
+    def note_left_out(self, plugin_name: str, reason: str) -> None:
+        """Remember a plugin that is not loaded: its parts may be what a config looks for.
+
+        Args:
+            reason: a clause such as "is blocked".
+        """
+        self._left_out[plugin_name] = reason
+
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """Name -> reason of every plugin that is installed and not loaded."""
+        return self._left_out
 
     def find(self, kind: str, class_name: str, plugin: str | None = None) -> type[Component]:
         """The class that a config names.
@@ -195,6 +207,9 @@ class Registry:
             for spelling in (*entry.cls.known_as, name)
         }
         near = nearest(class_name, spellings)
+        elsewhere = self.index.hint(kind, class_name, self._left_out)
+        if elsewhere:
+            return f"{message} {elsewhere}"
         if others:
             section = COMPONENT_KINDS[others[0]].section
             message += f" There is a {_spell(others[0])} of that name, which belongs at {section}."
@@ -203,8 +218,8 @@ class Registry:
         if not others and near is None:
             known = ", ".join(self.names(kind)) or "none"
             message += f" Known: {known}."
-        for name, reason in self._broken.items():
-            message += f" Plugin '{name}' could not be loaded, it may be there: {reason}."
+        for name, reason in self._left_out.items():
+            message += f" It may be in plugin '{name}', which {reason}."
         return message
 
 
@@ -241,12 +256,13 @@ def check_component(kind: str, cls: type[Any]) -> None:
         _refuse_base(who, cls, base)
     if cls is base:
         raise PluginError(f"{who} is the base class itself; register a class derived from it")
-    if not (cls.__doc__ or "").strip():
+    if not isinstance(cls.__doc__, str) or not cls.__doc__.strip():
         raise PluginError(
             f"{who} has no docstring; its first line is what `pegboard plugins` prints"
         )
     if getattr(cls, "build", None) is getattr(base, "build", None):
         raise PluginError(f"{who} has no build(); define it as {base.__name__} does")
+    _check_names(who, cls)
     _check_config(who, cls)
 
 
@@ -275,6 +291,24 @@ def _refuse_base(who: str, cls: type[Any], base: type[Component]) -> NoReturn:
         f"{who} is not a {base.__name__}; write class {cls.__name__}({base.__name__}) "
         "with a Config and a build()"
     )
+
+
+def _check_names(who: str, cls: type[Component]) -> None:
+    """Class attributes that every lookup goes through, for other parts too."""
+    for attribute in ("known_as", "hf_model_types"):
+        words = getattr(cls, attribute, ())
+        if not (isinstance(words, tuple) and all(isinstance(word, str) for word in words)):
+            raise PluginError(f"{who}: {attribute} is {words!r}, expected a tuple of strings")
+    presets = getattr(cls, "presets", {})
+    if not (
+        isinstance(presets, Mapping)
+        and all(isinstance(n, str) and isinstance(f, Mapping) for n, f in presets.items())
+    ):
+        raise PluginError(f"{who}: presets is not a mapping of names to fields")
+    for attribute in ("requires", "provides", "weight_fields"):
+        words = getattr(cls, attribute, frozenset())
+        if not isinstance(words, frozenset):
+            raise PluginError(f"{who}: {attribute} is {words!r}, expected a frozenset of strings")
 
 
 def _check_config(who: str, cls: type[Component]) -> None:

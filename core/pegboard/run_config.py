@@ -57,6 +57,7 @@ __all__ = [
     "Evaluation",
     "LoadedConfig",
     "Parallel",
+    "PluginPolicy",
     "Precision",
     "RunConfig",
     "load_run_config",
@@ -197,9 +198,26 @@ class Evaluation(ComponentConfig):
     every_steps: int = Field(ge=1, description="Steps between evaluations; also after the last.")
 
 
+class PluginPolicy(ComponentConfig):
+    """Which installed plugins may run."""
+
+    allow: tuple[str, ...] | None = Field(
+        default=None,
+        description="Distributions whose plugins may be imported; null: any, []: none. Built-in plugins "
+        "and --plugin files always may.",
+    )
+
+
 class RunConfig(ComponentConfig):
     """A whole run. Paths are relative to the current folder."""
 
+    requires: tuple[str, ...] = Field(
+        default=(),
+        description='Distributions that must be installed, such as "pegboard-sqlite>=1".',
+    )
+    plugins: PluginPolicy = Field(
+        default=PluginPolicy(), description="Which installed plugins may run."
+    )
     work_dir: str = Field(default="work_dirs", min_length=1, description="Folder of run folders.")
     cache_dir: str | None = Field(
         default=None,
@@ -247,6 +265,11 @@ class RunConfig(ComponentConfig):
         default="error",
         description="When a run is resumed with other data, packing, seed or global_batch_size: stop, "
         "or go on at the same place of the new order.",
+    )
+    on_changed_plugins: Literal["error", "continue"] = Field(
+        default="error",
+        description="When a run is resumed and a part comes from another plugin, or from other code under "
+        "the same version: stop, or go on with a warning.",
     )
     global_batch_size: int = Field(
         default=1, ge=1, description="Packs per optimizer step, over all ranks."

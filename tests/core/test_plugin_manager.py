@@ -59,7 +59,9 @@ def _record(loaded: LoadedPlugins, name: str) -> PluginRecord:
 def test_a_plugin_file_offers_its_parts_under_its_stem(tmp_path: Path) -> None:
     file = _write(tmp_path, "peg_sound", SOUND.format(name="PegLoss"))
     loaded = _load_files(file)
-    assert _record(loaded, "peg_sound") == ("peg_sound", f"file {file}", "", "loaded", "")
+    assert _record(loaded, "peg_sound") == PluginRecord(
+        "peg_sound", f"file {file}", "", "loaded", "", str(file.resolve())
+    )
     assert loaded.registry.plugin_of("loss", "PegLoss") == "peg_sound"
     assert loaded.warnings == ()
 
@@ -91,11 +93,11 @@ BROKEN = {
     "no_hooks": ("x = 1", "it has no hooks; mark its register functions with @pegboard.hookimpl"),
     "misspelt_hook": (
         SOUND.format(name="PegBad").replace("register_losses", "register_loss"),
-        "there is no hook 'register_loss'. Did you mean 'register_losses'?",
+        "peg_bad.py:9: there is no hook 'register_loss'. Did you mean 'register_losses'?",
     ),
     "wrong_argument": (
         SOUND.format(name="PegBad").replace("(register)", "(registry)"),
-        "PluginValidationError",
+        "peg_bad.py:9: register_losses(registry) does not fit the hook; write def register_losses",
     ),
     "wrong_kind": (
         SOUND.format(name="PegBad").replace("register_losses", "register_packers"),
@@ -108,6 +110,34 @@ BROKEN = {
     "duplicate_name": (
         SOUND.format(name="PegBad") + "    register(PegBad)\n",
         "peg_bad.py:12: loss 'PegBad' is registered twice",
+    ),
+    "exit_of_its_own_kind": (
+        "class Stop(BaseException): pass\nraise Stop('no more')",
+        "peg_bad.py:2: Stop: no more",
+    ),
+    "error_without_words": (
+        "class Mute(Exception):\n    def __str__(self): raise ValueError\nraise Mute",
+        "peg_bad.py:3: Mute: its message can't be shown",
+    ),
+    "exit_in_hook": (
+        SOUND.format(name="PegBad") + "    raise SystemExit\n",
+        "peg_bad.py:12: SystemExit",
+    ),
+    "wrapper_that_never_yields": (
+        SOUND.format(name="PegBad").replace("hookimpl", "hookimpl(wrapper=True)"),
+        "generator function",
+    ),
+    "junk": (
+        SOUND.format(name="PegBad") + "    register(42)\n",
+        "peg_bad.py:12: register takes a class, not 42",
+    ),
+    "docstring_of_no_text": (
+        SOUND.format(name="PegBad").replace("    register(", "    PegBad.__doc__ = 7; register("),
+        "peg_bad.py:11: loss 'PegBad' has no docstring",
+    ),
+    "names_that_no_lookup_can_read": (
+        SOUND.format(name="PegBad").replace("    def build", "    known_as = 7\n    def build"),
+        "loss 'PegBad': known_as is 7, expected a tuple of strings",
     ),
     "crash_in_hook": (
         SOUND.format(name="PegBad") + "    1 / 0\n",

@@ -106,8 +106,10 @@ def test_a_name_of_another_kind_is_sent_to_its_place() -> None:
 
 def test_a_missing_name_recalls_the_plugins_that_are_broken() -> None:
     registry = _filled()
-    registry.note_broken("other-dist", "x.py:3: ImportError: no foo")
-    with pytest.raises(ConfigError, match="'other-dist' could not be loaded.*x.py:3: ImportError"):
+    registry.note_left_out("other-dist", "could not be loaded: x.py:3: ImportError: no foo")
+    with pytest.raises(
+        ConfigError, match="'other-dist', which could not be loaded: x.py:3: ImportError"
+    ):
         registry.find("loss", "Qxz")
 
 

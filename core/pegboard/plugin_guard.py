@@ -1,0 +1,186 @@
+"""Notice what a plugin does to the process while it is imported, name it, and undo it.
+
+What is merely installed changes no run, so a plugin that prints, or changes what all code shares, is
+told of and its change taken back. This is a fence against carelessness, not a sandbox: a plugin is
+Python code with the rights of whoever starts the run.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from typing import Any, TextIO
+
+from pegboard.launch_errors import is_speaker
+from pegboard.plugin_sources import PluginSource
+
+__all__ = ["guarded"]
+
+SLOW_AFTER_S = 5.0
+_BLANKET = (Warning, UserWarning, DeprecationWarning, FutureWarning, RuntimeWarning)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def guarded(source: PluginSource) -> Iterator[list[str]]:
+    """Import a plugin and call its hooks inside; yields the list that notes are added to at the end.
+
+    Its prints go to stderr, so that they spoil no `--json`. After 5 s it is named while it is still
+    importing.
+    """
+    notes: list[str] = []
+    before = _Snapshot()
+    output = _Diverted(sys.stderr)
+    timer = threading.Timer(SLOW_AFTER_S, _tell_slow, (source,))
+    timer.daemon = True
+    timer.start()
+    try:
+        with redirect_stdout(output):
+            try:
+                yield notes
+            finally:
+                if sys.stdout is not output:
+                    notes.append("it replaces sys.stdout (undone)")
+    finally:
+        timer.cancel()
+        if output.first_line:
+            notes.append(f"it prints while it is loaded: {output.first_line!r}")
+        notes += [f"it changes {what} (undone)" for what in before.undo()]
+
+
+def _tell_slow(source: PluginSource) -> None:
+    if is_speaker():
+        print(
+            f"plugin {source} has been loading for {SLOW_AFTER_S:.0f} s. {source.remedy}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+class _Diverted(io.TextIOBase):
+    """Writes to another stream, and keeps the first line. Handlers that hold on to it keep working."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._kept = ""
+
+    def write(self, text: str) -> int:
+        if len(self._kept) < 80:
+            self._kept += text[:80]
+        return self._stream.write(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def writable(self) -> bool:
+        return True
+
+    @property
+    def first_line(self) -> str:
+        lines = self._kept.strip().splitlines()
+        return lines[0] if lines else ""
+
+
+class _Snapshot:
+    """What all code of the process shares, and how to put it back."""
+
+    def __init__(self) -> None:
+        self._environment = dict(os.environ)
+        self._path = list(sys.path)
+        self._filters = list(warnings.filters)
+        self._watched: list[tuple[str, Callable[[], Any], Any, Callable[[Any], object]]] = [
+            (what, read, read(), restore) for what, read, restore in _WATCHED
+        ]
+
+    def undo(self) -> list[str]:
+        """What has changed since, in words; it is as it was after the call."""
+        changed = []
+        for what, read, old, restore in self._watched:
+            if old is not None and read() != old:
+                changed.append(what)
+                restore(old)
+        changed += self._undo_environment()
+        if sys.path[: len(self._path)] != self._path:
+            changed.append("the order of sys.path")
+            sys.path[:] = [*self._path, *(p for p in sys.path if p not in self._path)]
+        if self._blanket_filters():
+            changed.append("the warnings filters for all code")
+            warnings.filters[:] = self._filters  # type: ignore[index]
+            with warnings.catch_warnings():
+                pass  # forgets what was decided under the other filters
+        return changed
+
+    def _undo_environment(self) -> list[str]:
+        """Variables that were there: a library that is imported may add its own."""
+        names = [n for n, value in self._environment.items() if os.environ.get(n) != value]
+        for name in names:
+            os.environ[name] = self._environment[name]
+        return [f"the environment ({', '.join(sorted(names))})"] if names else []
+
+    def _blanket_filters(self) -> bool:
+        """Filters that hold for every module's warnings; numpy and torch add narrow ones."""
+        now = warnings.filters
+        if any(one not in now for one in self._filters):
+            return True
+        return any(
+            message is None and module is None and category in _BLANKET
+            for one in now
+            if one not in self._filters
+            for _, message, category, module, _ in [one]
+        )
+
+
+def _current_folder() -> str | None:
+    try:
+        return os.getcwd()
+    except OSError:  # it was deleted
+        return None
+
+
+def _random_state() -> Any:
+    """None before anybody has imported it: it costs a tenth of the start."""
+    random = sys.modules.get("random")
+    return random.getstate() if random is not None else None
+
+
+def _restore_random(state: Any) -> None:
+    if state is not None:
+        sys.modules["random"].setstate(state)
+
+
+def _logging_state() -> tuple[int, tuple[logging.Handler, ...], int]:
+    root = logging.getLogger()
+    return root.level, tuple(root.handlers), root.manager.disable
+
+
+def _restore_logging(state: tuple[int, tuple[logging.Handler, ...], int]) -> None:
+    root = logging.getLogger()
+    root.setLevel(state[0])
+    root.handlers[:] = state[1]
+    logging.disable(state[2])
+
+
+def _signal_handlers() -> tuple[Any, ...]:
+    return tuple(map(signal.getsignal, _SIGNALS))
+
+
+def _restore_signals(handlers: tuple[Any, ...]) -> None:
+    for number, handler in zip(_SIGNALS, handlers, strict=True):
+        signal.signal(number, handler)
+
+
+_WATCHED: tuple[tuple[str, Callable[[], Any], Callable[[Any], object]], ...] = (
+    ("the current folder", _current_folder, os.chdir),
+    ("the root logger", _logging_state, _restore_logging),
+    ("the handlers of SIGINT or SIGTERM", _signal_handlers, _restore_signals),
+    ("sys.stderr", lambda: sys.stderr, lambda old: setattr(sys, "stderr", old)),
+    ("sys.excepthook", lambda: sys.excepthook, lambda old: setattr(sys, "excepthook", old)),
+    ("the state of random", _random_state, _restore_random),
+)

@@ -1,0 +1,233 @@
+"""A careless or hostile package is named, its side effects are undone, and the rest go on."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pluggy
+import pytest
+
+from pegboard import hookspecs, plugin_guard
+from pegboard.cli import main
+from pegboard.plugin_manager import LoadedPlugins, load_plugins
+
+Install = Callable[..., Path]
+
+SOUND = '''
+import pegboard
+
+class PegLoss(pegboard.LossComponent):
+    """A loss."""
+    def build(self):
+        return None
+
+@pegboard.hookimpl
+def register_losses(register):
+    register(PegLoss)
+'''
+QUICKSTART = str(Path(__file__).resolve().parents[2] / "configs" / "quickstart.json")
+
+
+def _status(loaded: LoadedPlugins, name: str) -> str:
+    [record] = [record for record in loaded.plugins if record.name == name]
+    return record.status
+
+
+def _said_of(loaded: LoadedPlugins, name: str) -> list[str]:
+    return [line for line in loaded.warnings if f"plugin '{name}'" in line]
+
+
+HOSTILE = {
+    "import error": "import no_such_module_x",
+    "syntax error": "def (:",
+    "exit": "raise SystemExit(3)",
+    "wrong signature": SOUND.replace("(register)", "(registry, more)"),
+    "raises in a hook": SOUND + "    raise RuntimeError('no')\n",
+    "unknown hook": SOUND.replace("register_losses", "on_everything"),
+    "junk": SOUND + "    register('PegLoss')\n",
+    "twice": SOUND + "    register(PegLoss)\n",
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_no_broken_package_stops_check_and_each_is_named_with_place_and_remedy(
+    case: str, install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = install("peg-hostile", HOSTILE[case])
+    assert main(["check", QUICKSTART]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("ok: ")
+    [line] = [row for row in captured.err.splitlines() if "peg-hostile" in row]
+    assert line.startswith(
+        "warning: plugin 'peg-hostile' (distribution peg-hostile 1.2) is left out"
+    )
+    assert f"{file}:" in line
+    assert line.endswith("Run without it: --block peg-hostile")
+
+    assert main(["check", QUICKSTART, "--block", "peg-hostile"]) == 0
+    assert "peg-hostile" not in capsys.readouterr().err
+
+
+def test_what_a_plugin_prints_spoils_no_output_and_is_told(
+    install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("peg-loud", "print('hello', 'world')\nprint('again')\n" + SOUND + "    print('hook')\n")
+    assert main(["plugins", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert "PegLoss" in [
+        part["class_name"] for p in json.loads(captured.out) for part in p["parts"]
+    ]
+    assert "hello world\nagain\nhook\n" in captured.err
+    assert "it prints while it is loaded: 'hello world'. Run without it: --block peg-loud" in (
+        captured.err
+    )
+
+
+CHANGES = {
+    "the current folder": ("import os; os.chdir('/')", os.getcwd),
+    "the root logger": (
+        "import logging; logging.getLogger().setLevel(1); logging.disable(50)",
+        lambda: (logging.getLogger().level, logging.getLogger().manager.disable),
+    ),
+    "the root logger's handlers": (
+        "import logging; logging.getLogger().addHandler(logging.NullHandler())",
+        lambda: list(logging.getLogger().handlers),
+    ),
+    "the handlers of SIGINT or SIGTERM": (
+        "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)",
+        lambda: signal.getsignal(signal.SIGTERM),
+    ),
+    "sys.excepthook": ("import sys; sys.excepthook = print", lambda: sys.excepthook),
+    "sys.stderr": ("import sys, io; sys.stderr = io.StringIO()", lambda: sys.stderr),
+    "the state of random": ("import random; random.seed(0)", random.getstate),
+    "the environment (PATH)": (
+        "import os; os.environ['PATH'] = ''; os.environ['PEG_NEW'] = 'kept'",
+        lambda: os.environ["PATH"],
+    ),
+    "the order of sys.path": ("import sys; sys.path.insert(0, '/nowhere')", lambda: sys.path[0]),
+    "the warnings filters for all code": (
+        "import warnings; warnings.simplefilter('ignore')",
+        lambda: list(warnings.filters),
+    ),
+    "the warnings filters, cleared": (
+        "import warnings; warnings.resetwarnings()",
+        lambda: list(warnings.filters),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_what_a_plugin_changes_for_all_code_is_named_and_undone(
+    what: str, install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PEG_NEW", "")
+    monkeypatch.delenv("PEG_NEW")
+    code, read = CHANGES[what]
+    before = read()
+    install("peg-careless", code + SOUND)
+    loaded = load_plugins()
+    assert read() == before
+    assert _status(loaded, "peg-careless") == "loaded"
+    [line] = _said_of(loaded, "peg-careless")
+    words = what.split("'")[0].split(",")[0]
+    assert line.startswith(
+        "plugin 'peg-careless' (distribution peg-careless 1.2): it changes " + words
+    )
+    assert line.endswith("(undone). Run without it: --block peg-careless")
+
+
+def test_a_plugin_that_replaces_stdout_is_named(install: Install) -> None:
+    install("peg-pipe", "import sys, io; sys.stdout = io.StringIO()" + SOUND)
+    before = sys.stdout
+    [line] = _said_of(load_plugins(), "peg-pipe")
+    assert sys.stdout is before
+    assert "it replaces sys.stdout (undone)" in line
+
+
+def test_narrow_changes_that_libraries_make_are_not_told(install: Install) -> None:
+    code = (
+        "import os, sys, warnings, logging\n"
+        "warnings.filterwarnings('ignore', message='numpy.dtype size changed')\n"
+        "warnings.filterwarnings('ignore', category=UserWarning, module='peg_tame')\n"
+        "os.environ.setdefault('PEG_TAME', '1'); sys.path.append('/nowhere')\n"
+        "logging.getLogger('peg_tame').setLevel(10)\n"
+    )
+    install("peg-tame", code + SOUND)
+    with warnings.catch_warnings():
+        assert _said_of(load_plugins(), "peg-tame") == []
+    del os.environ["PEG_TAME"]
+
+
+def test_the_built_in_plugins_change_nothing_and_print_nothing() -> None:
+    assert load_plugins(third_party=False).warnings == ()
+
+
+def test_a_slow_plugin_is_named_while_it_is_still_loading(
+    install: Install, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plugin_guard, "SLOW_AFTER_S", 0.2)
+    code = "import sys, time; time.sleep(1); sys.stderr.write('imported at last\\n')"
+    install("peg-slow", code + SOUND)
+    assert _status(load_plugins(), "peg-slow") == "loaded"
+    error = capfd.readouterr().err
+    line, _, rest = error.partition("\n")
+    assert line.startswith("plugin 'peg-slow' (distribution peg-slow 1.2) has been loading for")
+    assert line.endswith("Run without it: --block peg-slow")
+    assert rest == "imported at last\n"
+
+
+def test_five_seconds_are_what_a_plugin_has() -> None:
+    assert plugin_guard.SLOW_AFTER_S == 5.0
+
+
+@pytest.mark.parametrize("arguments", [False, True], ids=["hook", "argument"])
+def test_a_deprecated_hook_is_told_with_plugin_and_line_and_is_no_error(
+    arguments: bool, install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = DeprecationWarning("register_losses goes in 0.9; write register_objectives")
+    mark = pluggy.HookspecMarker("pegboard")
+    decorate: Any = (
+        mark(warn_on_impl_args={"register": told}) if arguments else mark(warn_on_impl=told)
+    )
+
+    def register_losses(register: Any) -> None:
+        """Offer losses."""
+
+    monkeypatch.setattr(hookspecs, "register_losses", decorate(register_losses))
+    file = install("peg-dated", SOUND)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded = load_plugins()
+    assert _status(loaded, "peg-dated") == "loaded"
+    assert "PegLoss" in loaded.registry.names("loss")
+    assert _said_of(loaded, "peg-dated") == [
+        f"plugin 'peg-dated' (distribution peg-dated 1.2): {file}:9: {told}. "
+        "Run without it: --block peg-dated"
+    ]
+
+
+def test_metadata_that_cannot_be_read_is_a_broken_plugin_and_stops_nobody(
+    install: Install, site: Path
+) -> None:
+    install("peg-garbled", SOUND, points="[pegboard]\nno equals sign\n")
+    install("peg-sound", SOUND)
+    nameless = site / "peg_nameless-1.dist-info"
+    nameless.mkdir()
+    (nameless / "entry_points.txt").write_text("[pegboard]\npeg = no_such_module_x\n")
+    binary = site / "peg_binary-1.dist-info"
+    binary.mkdir()
+    (binary / "entry_points.txt").write_bytes(b"[pegboard]\n\xff\xfe")
+    loaded = load_plugins()
+    assert _status(loaded, "peg-garbled") == "broken"
+    assert _status(loaded, "peg-sound") == "loaded"
+    [line] = _said_of(loaded, "peg-garbled:?") or _said_of(loaded, "peg-garbled")
+    assert "its entry_points.txt can't be read" in line
