@@ -47,6 +47,10 @@ TINY_MODEL: Mapping[str, Any] = {
 }
 
 
+Fields = Mapping[str, Any] | Callable[[Path], Mapping[str, Any]]
+"""JSON fields of a part, or a function that writes what they need into a folder and gives them."""
+
+
 class Check(NamedTuple):
     """One promise and what finds it broken."""
 
@@ -66,6 +70,8 @@ class Case:
     """Empty; checks write here."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """See the module of each kind's checks."""
+    data_folder: Path | None = None
+    """Where a function that gave `config` wrote; None where it was given as it is."""
 
     def make(self, **changes: Any) -> Any:
         """A component as the core makes it from JSON, with some fields changed."""
@@ -105,6 +111,13 @@ def _make(component: type[Any], fields: Mapping[str, Any], registry: Registry) -
     return component(component.Config.model_validate_json(json.dumps(fields), context=context))
 
 
+def options_of(kind: str) -> frozenset[str]:
+    """Names of what a kind's checks take beside the config."""
+    module = importlib.import_module(f"pegboard.testing.{_MODULES[kind]}")
+    names: frozenset[str] = module.OPTIONS
+    return names
+
+
 def checks_for(kind: str) -> tuple[Check, ...]:
     """The checks of every part, then those of one kind.
 
@@ -123,7 +136,7 @@ def checks_for(kind: str) -> tuple[Check, ...]:
 
 def contract_for(
     component: type[Component],
-    config: Mapping[str, Any] | None = None,
+    config: Fields | None = None,
     *,
     skip: Mapping[str, str] | None = None,
     **options: Any,
@@ -132,12 +145,13 @@ def contract_for(
 
     Args:
         component: the class that a plugin registers.
-        config: JSON fields of a small working part, without `class_name`.
+        config: JSON fields of a small working part, without `class_name`; or a function of a fresh
+            folder that writes what the part reads there and gives the fields.
         skip: check name -> why this part doesn't keep that promise.
         options: what the checks of the kind take beside the config; the module of each kind says.
 
     Raises:
-        ValueError: `skip` names no check, or the class has no kind.
+        ValueError: `skip` names no check, an option is unknown, or the class has no kind.
     """
     import pytest
 
@@ -145,11 +159,25 @@ def contract_for(
     if unknown := sorted(skip.keys() - {check.name for check in checks}):
         known = ", ".join(check.name for check in checks)
         raise ValueError(f"skip: no check named {', '.join(unknown)}; there are {known}")
+    known_options = options_of(component.kind)
+    if unknown := sorted(options.keys() - known_options):
+        known = ", ".join(sorted(known_options)) or "none"
+        raise ValueError(
+            f"the checks of a {component.kind} take no option {', '.join(unknown)}; there are {known}"
+        )
 
+    @pytest.mark.contract(component.kind, component.__name__)
     @pytest.mark.parametrize("check", checks, ids=[check.name for check in checks])
     def test_contract(check: Check, tmp_path: Path) -> None:
+        __tracebackhide__ = True  # a failure shows the check and the part, not this
         if check.name in skip:
             pytest.skip(skip[check.name])
-        check.run(Case(component, dict(config or {}), tmp_path, options))
+        work, data = tmp_path / "work", tmp_path / "data"
+        work.mkdir()
+        data.mkdir()
+        if callable(config):
+            check.run(Case(component, dict(config(data)), work, options, data))
+        else:
+            check.run(Case(component, dict(config or {}), work, options))
 
     return test_contract

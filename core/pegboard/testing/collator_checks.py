@@ -15,7 +15,9 @@ from pegboard.contracts import Batch, Example
 from pegboard.testing.case import Case, Check
 from pegboard.testing.rows import make_examples
 
-__all__ = ["CHECKS"]
+__all__ = ["CHECKS", "OPTIONS"]
+
+OPTIONS = frozenset({"examples"})
 
 PAD = 7
 

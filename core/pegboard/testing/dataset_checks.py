@@ -1,7 +1,8 @@
 """What a dataset promises: records by index, each with its place, the same in every process.
 
-Options: `bad_config`, JSON fields of a dataset in which reading some record fails; `change`, called
-to change the data of `config`, after which the fingerprint must differ.
+Options: `bad_config`, JSON fields of a dataset in which reading some record fails, or a function of a
+fresh folder that gives them; `change`, called to change the data of `config`, after which the
+fingerprint must differ: with the folder where `config` is a function, else with nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from pegboard.contracts import SampleKey
 from pegboard.errors import DataError
 from pegboard.testing.case import Case, Check
 
-__all__ = ["CHECKS"]
+__all__ = ["CHECKS", "OPTIONS"]
+
+OPTIONS = frozenset({"bad_config", "change"})
 
 _READ = """
 import pickle, sys
@@ -92,7 +95,8 @@ def _fingerprint_changes_with_the_data(case: Case) -> None:
     if "change" not in case.options:
         pytest.skip("no option `change`")
     before = case.make().build("data").fingerprint()
-    case.options["change"]()
+    change = case.options["change"]
+    change() if case.data_folder is None else change(case.data_folder)
     after = case.make().build("data").fingerprint()
     assert before is None or before != after, "the data changed and the fingerprint didn't"
 
@@ -102,7 +106,8 @@ def _a_bad_record_is_named(case: Case) -> None:
 
     if "bad_config" not in case.options:
         pytest.skip("no option `bad_config`")
-    part = case.make_from(case.options["bad_config"])
+    bad = case.options["bad_config"]
+    part = case.make_from(bad(case.folder) if callable(bad) else bad)
     found = []
     try:
         dataset = part.build("data")

@@ -15,7 +15,9 @@ from pegboard.contracts import Head, LossOutput, Targets
 from pegboard.testing.case import Case, Check
 from pegboard.testing.rows import make_examples, make_row
 
-__all__ = ["CHECKS"]
+__all__ = ["CHECKS", "OPTIONS"]
+
+OPTIONS = frozenset[str]()
 
 T, D, V = 12, 6, 11
 

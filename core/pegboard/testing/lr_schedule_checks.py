@@ -6,7 +6,9 @@ import math
 
 from pegboard.testing.case import Case, Check
 
-__all__ = ["CHECKS"]
+__all__ = ["CHECKS", "OPTIONS"]
+
+OPTIONS = frozenset[str]()
 
 RUNS = (1, 2, 7, 1000)
 BASE = 0.5

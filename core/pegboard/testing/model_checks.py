@@ -24,7 +24,9 @@ from pegboard.testing.rows import build_on_cpu, make_examples, make_row
 from pegboard.weight_export import iter_published
 from pegboard.weight_loading import load_published_weights
 
-__all__ = ["CHECKS", "losses_on_ranks"]
+__all__ = ["CHECKS", "OPTIONS", "losses_on_ranks"]
+
+OPTIONS = frozenset({"collator", "make_batch", "reference", "tolerance", "vocab_size"})
 
 LENGTHS = (6, 3, 9)
 

@@ -11,7 +11,9 @@ from pegboard.component import ParameterGroup
 from pegboard.optimizer_state import create_state, optimizer_entries
 from pegboard.testing.case import Case, Check
 
-__all__ = ["CHECKS"]
+__all__ = ["CHECKS", "OPTIONS"]
+
+OPTIONS = frozenset[str]()
 
 
 def _parameters() -> dict[str, nn.Parameter]:

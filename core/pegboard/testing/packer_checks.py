@@ -11,7 +11,9 @@ import numpy as np
 
 from pegboard.testing.case import Case, Check
 
-__all__ = ["CHECKS"]
+__all__ = ["CHECKS", "OPTIONS"]
+
+OPTIONS = frozenset({"keeps_order"})
 
 LIMIT = 64
 

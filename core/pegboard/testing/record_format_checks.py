@@ -13,7 +13,9 @@ from pegboard.contracts import RecordChat, RecordText, RecordTokens
 from pegboard.errors import DataError
 from pegboard.testing.case import Case, Check
 
-__all__ = ["CHECKS"]
+__all__ = ["CHECKS", "OPTIONS"]
+
+OPTIONS = frozenset({"broken", "foreign", "records"})
 
 _NOTHING: tuple[Any, ...] = ({}, [], "text", 3, None, {"no": "such keys"})
 

@@ -14,7 +14,9 @@ from pegboard.savers import SaveRequest
 from pegboard.testing.case import Case, Check
 from pegboard.testing.rows import fill
 
-__all__ = ["CHECKS"]
+__all__ = ["CHECKS", "OPTIONS"]
+
+OPTIONS = frozenset({"model", "tokenizer", "transforms"})
 
 
 def _request(case: Case, run_dir: Path, *, step: int = 3, is_last: bool = True) -> SaveRequest:

@@ -19,7 +19,9 @@ from pegboard.contracts import Example
 from pegboard.errors import DataError, DroppedSample, PegboardError
 from pegboard.testing.case import Case, Check
 
-__all__ = ["CHECKS"]
+__all__ = ["CHECKS", "OPTIONS"]
+
+OPTIONS = frozenset({"broken", "model", "other_values", "records", "tokenizer"})
 
 _CHAT = {
     "messages": [

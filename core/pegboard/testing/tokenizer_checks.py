@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from pegboard.testing.case import Case, Check
 
-__all__ = ["CHECKS"]
+__all__ = ["CHECKS", "OPTIONS"]
+
+OPTIONS = frozenset({"texts"})
 
 _TEXTS = (
     "Four plus four is eight.",

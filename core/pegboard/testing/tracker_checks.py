@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pegboard.testing.case import Case, Check
 
-__all__ = ["CHECKS"]
+__all__ = ["CHECKS", "OPTIONS"]
+
+OPTIONS = frozenset[str]()
 
 
 def _takes_numbers_and_closes(case: Case) -> None:

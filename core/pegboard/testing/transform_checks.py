@@ -14,7 +14,9 @@ from pegboard.testing.case import Case, Check
 from pegboard.testing.rows import build_on_cpu, fill, make_examples, make_row
 from pegboard.weight_export import iter_published
 
-__all__ = ["CHECKS"]
+__all__ = ["CHECKS", "OPTIONS"]
+
+OPTIONS = frozenset({"model"})
 
 
 def _on_meta(case: Case) -> tuple[BuiltModel, BuiltModel]:
