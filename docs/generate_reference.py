@@ -1,6 +1,7 @@
-"""Write docs/config_reference.md and configs/run_config.schema.json from the installed built-in parts.
+"""Write the pages that say what the code says: config reference, schema, public API.
 
-Run it after a config field changes: `python docs/generate_reference.py`. A test holds the two files to it.
+Run it after a config field or a public name changes: `python docs/generate_reference.py`. A test holds the files
+to it. With `--release`, as part of a release, today's public names become those that later changes are told by.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "core"), str(ROOT / "plugins")]
+sys.path[:0] = [str(ROOT / "core"), str(ROOT / "plugins"), str(ROOT / "docs")]
+
+from public_api import api_page, surface  # noqa: E402
 
 from pegboard.component import COMPONENT_KINDS  # noqa: E402
 from pegboard.config_schema import run_config_schema  # noqa: E402
@@ -32,6 +35,8 @@ def generated_files() -> dict[Path, str]:
     return {
         ROOT / "docs" / "config_reference.md": _reference(schema),
         ROOT / "configs" / "run_config.schema.json": json.dumps(schema, indent=1) + "\n",
+        ROOT / "docs" / "api.md": api_page(),
+        ROOT / "docs" / "public_api.txt": surface(),
     }
 
 
@@ -94,3 +99,6 @@ if __name__ == "__main__":
     for path, text in generated_files().items():
         path.write_text(text, encoding="utf-8")
         print(f"wrote {path.relative_to(ROOT)}")
+    if "--release" in sys.argv[1:]:
+        (ROOT / "docs" / "public_api_released.txt").write_text(surface(), encoding="utf-8")
+        print("wrote docs/public_api_released.txt")

@@ -1,4 +1,14 @@
-"""Pegboard: a trainer that is mostly plugins. What a plugin author imports."""
+"""Pegboard: a trainer that is mostly plugins. What a plugin author imports.
+
+>>> import pegboard
+>>> @pegboard.hookimpl
+... def register_losses(register):
+...     "Offer losses: register(MyLoss)."
+>>> pegboard.IGNORE_INDEX  # a token that is not trained, in data that holds labels
+-100
+>>> isinstance(pegboard.RecordText([("a", True)]), pegboard.RecordContent)
+True
+"""
 
 from pegboard.callbacks import (
     Callback,

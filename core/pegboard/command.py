@@ -39,6 +39,22 @@ class Command:
 
     A subclass has a docstring (its first line is the help), a `name`, and a `run`. The core adds
     `--plugin`, `--block`, `--no-third-party` and `--trace-hooks` to the arguments of each.
+
+    >>> import argparse
+    >>> from pegboard import Command
+    >>> class Hello(Command):
+    ...     "Greet whoever is named."
+    ...     name = "hello"
+    ...     def add_arguments(self, parser):
+    ...         parser.add_argument("who")
+    ...     def run(self, arguments, plugins):
+    ...         print("Hello,", arguments.who)
+    ...         return 0
+    >>> Hello().run(argparse.Namespace(who="you"), plugins=None)
+    Hello, you
+    0
+    >>> Hello.summary()
+    'Greet whoever is named.'
     """
 
     name: ClassVar[str] = ""

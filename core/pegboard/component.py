@@ -61,7 +61,15 @@ __all__ = [
 
 
 class ComponentConfig(BaseModel):
-    """Base of every component's `Config`: strict, frozen, no unknown keys."""
+    """Base of every component's `Config`: strict, frozen, no unknown keys.
+
+    >>> from pydantic import Field
+    >>> from pegboard import ComponentConfig
+    >>> class Config(ComponentConfig):
+    ...     count: int = Field(ge=1, description="Number of records.")
+    >>> Config.model_validate_json('{"count": 3}').count
+    3
+    """
 
     model_config = ConfigDict(
         strict=True, frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
@@ -69,7 +77,12 @@ class ComponentConfig(BaseModel):
 
 
 class Problem(NamedTuple):
-    """Something wrong with a config, found by a part's `check`."""
+    """Something wrong with a config, found by a part's `check`.
+
+    >>> from pegboard import Problem
+    >>> Problem(("datasets", 1, "dataset", "path"), "no file 'a.db'").message
+    "no file 'a.db'"
+    """
 
     path: tuple[str | int, ...]
     """Where in the run config, such as `("datasets", 1, "tokenize_fn", "max_length")`."""
@@ -81,6 +94,14 @@ class Component:
 
     A subclass has a docstring, a nested `Config(ComponentConfig)`, the line `config: Config`, and the
     `build` of its kind. `__init__` reads no file and imports nothing heavy.
+
+    >>> from pegboard import Component, ComponentConfig
+    >>> class Named(Component):
+    ...     "Anything with a name."
+    ...     class Config(ComponentConfig):
+    ...         name: str
+    >>> Named(Named.Config(name="lamp")).config.name
+    'lamp'
     """
 
     kind: ClassVar[str] = ""
@@ -105,7 +126,13 @@ class Component:
 
 
 class TokenizerComponent(Component):
-    """Makes a tokenizer."""
+    """Makes a tokenizer.
+
+    >>> from pegboard.plugin_manager import load_plugins
+    >>> Bytes = load_plugins(third_party=False).registry.find("tokenizer", "ByteTokenizer")
+    >>> Bytes(Bytes.Config()).build().encode("hi")
+    [104, 105]
+    """
 
     kind = "tokenizer"
 
@@ -114,7 +141,14 @@ class TokenizerComponent(Component):
 
 
 class ModelComponent(Component):
-    """Makes a model on meta."""
+    """Makes a model on meta.
+
+    >>> from pegboard import ModelComponent
+    >>> from pegboard.plugin_manager import load_plugins
+    >>> Qwen3 = load_plugins(third_party=False).registry.find("model", "Qwen3")
+    >>> issubclass(Qwen3, ModelComponent), Qwen3.hf_model_types
+    (True, ('qwen3',))
+    """
 
     kind = "model"
     hf_model_types: ClassVar[tuple[str, ...]] = ()
@@ -166,7 +200,29 @@ class ModelComponent(Component):
 
 
 class DatasetComponent(Component):
-    """Makes a dataset of records. `name` and `sample_ratio` are taken out by the core before its config is read."""
+    """Makes a dataset of records. `name` and `sample_ratio` are taken out by the core before its config is read.
+
+    >>> from pegboard import ComponentConfig, DatasetComponent, SampleKey
+    >>> class Squares(DatasetComponent):
+    ...     "Questions about squares."
+    ...     class Config(ComponentConfig):
+    ...         count: int
+    ...     def build(self, name):
+    ...         return SquareRecords(name, self.config.count)
+    >>> class SquareRecords:
+    ...     def __init__(self, name, count):
+    ...         self.name, self.count = name, count
+    ...     def __len__(self):
+    ...         return self.count
+    ...     def __getitem__(self, index):
+    ...         return {"prompt": f"{index} * {index} = ", "completion": str(index**2)}
+    ...     def key(self, index):
+    ...         return SampleKey(self.name, "squares", index + 1)
+    ...     def fingerprint(self):
+    ...         return f"squares {self.count}"
+    >>> Squares(Squares.Config(count=9)).build("squares")[3]
+    {'prompt': '3 * 3 = ', 'completion': '9'}
+    """
 
     kind = "dataset"
     media_outside_root: bool = False
@@ -177,7 +233,17 @@ class DatasetComponent(Component):
 
 
 class TokenizeFnComponent(Component):
-    """Makes a tokenize function; `config.max_length` is the longest example it gives, in tokens."""
+    """Makes a tokenize function; `config.max_length` is the longest example it gives, in tokens.
+
+    >>> from pegboard.plugin_manager import load_plugins
+    >>> registry = load_plugins(third_party=False).registry
+    >>> Bytes = registry.find("tokenizer", "ByteTokenizer")
+    >>> Chat = registry.find("tokenize_fn", "ChatTokenizeFn")
+    >>> tokenize = Chat(Chat.Config(max_length=64)).build(Bytes(Bytes.Config()).build(), model=None)
+    >>> (example,) = tokenize({"prompt": "2+2=", "completion": "4"})
+    >>> bytes(int(k) for k in example.input_ids[example.loss_mask] if k < 256)
+    b'4'
+    """
 
     kind = "tokenize_fn"
 
@@ -186,7 +252,22 @@ class TokenizeFnComponent(Component):
 
 
 class RecordFormatComponent(Component):
-    """Makes an adapter from one form of record to what tokenize functions read."""
+    """Makes an adapter from one form of record to what tokenize functions read.
+
+    >>> from pegboard import RecordFormatComponent, RecordText
+    >>> class HaikuFormat(RecordFormatComponent):
+    ...     "Records with a `haiku` of three lines."
+    ...     def build(self):
+    ...         return Haiku()
+    >>> class Haiku:
+    ...     def accepts(self, record):
+    ...         return "haiku" in record
+    ...     def read(self, record):
+    ...         return RecordText([("\\n".join(record["haiku"]), True)])
+    >>> haiku = HaikuFormat(HaikuFormat.Config()).build()
+    >>> haiku.accepts({"messages": []}), haiku.accepts({"haiku": ["a", "b", "c"]})
+    (False, True)
+    """
 
     kind = "record_format"
 
@@ -195,7 +276,21 @@ class RecordFormatComponent(Component):
 
 
 class PackerComponent(Component):
-    """Makes a packer."""
+    """Makes a packer.
+
+    >>> import numpy as np
+    >>> from pegboard import PackerComponent, PackPlan
+    >>> class Alone(PackerComponent):
+    ...     "Every sample in a pack of its own."
+    ...     def build(self):
+    ...         return AlonePacks()
+    >>> class AlonePacks:
+    ...     def plan(self, lengths, pack_max_length, seed):
+    ...         order = np.random.default_rng(seed).permutation(len(lengths))
+    ...         return PackPlan(np.arange(len(lengths) + 1), order)
+    >>> Alone(Alone.Config()).build().plan(np.array([3, 5]), 8, seed=0).offsets.tolist()
+    [0, 1, 2]
+    """
 
     kind = "packer"
     cuts_samples: ClassVar[bool] = False
@@ -206,7 +301,18 @@ class PackerComponent(Component):
 
 
 class CollatorComponent(Component):
-    """Makes a collator."""
+    """Makes a collator.
+
+    >>> import numpy as np
+    >>> from pegboard import Example
+    >>> from pegboard.plugin_manager import load_plugins
+    >>> Collator = load_plugins(third_party=False).registry.find("collator", "SFTLLMCollator")
+    >>> collate = Collator(Collator.Config()).build(pad_token_id=0)
+    >>> ids, mask = np.array([7, 8], dtype=np.int32), np.array([False, True])
+    >>> batch = collate([Example(input_ids=ids, loss_mask=mask)] * 2)
+    >>> batch.cu_seqlens.tolist(), batch.targets.labels_K.tolist()
+    ([0, 2, 4], [8, 8])
+    """
 
     kind = "collator"
     provides: ClassVar[frozenset[str]] = frozenset()
@@ -216,7 +322,29 @@ class CollatorComponent(Component):
 
 
 class LossComponent(Component):
-    """Makes a loss."""
+    """Makes a loss.
+
+    >>> import torch
+    >>> from pegboard import Head, LossComponent, LossOutput, Targets
+    >>> class Plain(LossComponent):
+    ...     "Cross entropy from all logits at once."
+    ...     def build(self):
+    ...         return PlainLoss()
+    >>> class PlainLoss:
+    ...     def __call__(self, hidden_TD, head, targets):
+    ...         logits_KV = head.logits(hidden_TD[targets.positions_K])
+    ...         losses_K = torch.nn.functional.cross_entropy(
+    ...             logits_KV, targets.labels_K, reduction="none"
+    ...         )
+    ...         return LossOutput((losses_K * targets.weights_K).sum() * targets.scale, losses_K.detach())
+    ...     def step_counts(self, batch):
+    ...         return {"targets": float(batch.targets.weights_K.sum())}
+    >>> one = torch.tensor([0])
+    >>> out = torch.nn.Linear(2, 4)
+    >>> loss = Plain(Plain.Config()).build()
+    >>> loss(torch.ones(1, 2), Head(out.weight, out.bias, out), Targets(one, one, one, one, 1.0)).loss.shape
+    torch.Size([])
+    """
 
     kind = "loss"
 
@@ -225,7 +353,15 @@ class LossComponent(Component):
 
 
 class ParameterGroup(NamedTuple):
-    """Trainable parameters that one mesh holds; the core never mixes meshes in a group."""
+    """Trainable parameters that one mesh holds; the core never mixes meshes in a group.
+
+    >>> import torch
+    >>> from pegboard import ParameterGroup
+    >>> linear = torch.nn.Linear(2, 3)
+    >>> group = ParameterGroup(list(linear.named_parameters()), is_vector=[False, True])
+    >>> [name for (name, _), vector in zip(*group) if vector]
+    ['bias']
+    """
 
     named_parameters: Sequence[tuple[str, nn.Parameter]]
     is_vector: Sequence[bool]
@@ -233,7 +369,22 @@ class ParameterGroup(NamedTuple):
 
 
 class OptimizerComponent(Component):
-    """Makes an optimizer; `config.lr` is the base learning rate that the schedule scales."""
+    """Makes an optimizer; `config.lr` is the base learning rate that the schedule scales.
+
+    >>> import torch
+    >>> from pegboard import ComponentConfig, OptimizerComponent, ParameterGroup
+    >>> class Descent(OptimizerComponent):
+    ...     "Gradient descent."
+    ...     class Config(ComponentConfig):
+    ...         lr: float
+    ...     def build(self, groups):
+    ...         parameters = [p for group in groups for _, p in group.named_parameters]
+    ...         return torch.optim.SGD(parameters, lr=self.config.lr)
+    >>> linear = torch.nn.Linear(2, 3)
+    >>> group = ParameterGroup(list(linear.named_parameters()), is_vector=[False, True])
+    >>> Descent(Descent.Config(lr=0.1)).build([group]).param_groups[0]["lr"]
+    0.1
+    """
 
     kind = "optimizer"
 
@@ -242,7 +393,16 @@ class OptimizerComponent(Component):
 
 
 class LRScheduleComponent(Component):
-    """Makes a learning-rate schedule."""
+    """Makes a learning-rate schedule.
+
+    >>> from pegboard import LRScheduleComponent
+    >>> class ToZero(LRScheduleComponent):
+    ...     "A straight line to zero."
+    ...     def build(self, total_steps):
+    ...         return lambda step, lr: lr * (1 - step / total_steps)
+    >>> ToZero(ToZero.Config()).build(total_steps=10)(5, 0.5)
+    0.25
+    """
 
     kind = "lr_schedule"
 
@@ -251,7 +411,30 @@ class LRScheduleComponent(Component):
 
 
 class SaverComponent(Component):
-    """Makes a saver."""
+    """Makes a saver.
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from types import SimpleNamespace
+    >>> from pegboard import SaverComponent
+    >>> class StepSaver(SaverComponent):
+    ...     "Writes down which step was the last."
+    ...     def build(self):
+    ...         return LastStep()
+    >>> class LastStep:
+    ...     def due(self, step, *, is_last):
+    ...         return is_last
+    ...     def save(self, request):
+    ...         path = request.run_dir / "last_step.txt"
+    ...         path.write_text(str(request.step))
+    ...         return path
+    >>> saver = StepSaver(StepSaver.Config()).build()
+    >>> saver.due(3, is_last=False), saver.due(4, is_last=True)
+    (False, True)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     saver.save(SimpleNamespace(run_dir=Path(folder), step=4)).read_text()
+    '4'
+    """
 
     kind = "saver"
 
@@ -260,7 +443,22 @@ class SaverComponent(Component):
 
 
 class TrackerComponent(Component):
-    """Makes a tracker, which is told the numbers of each logged step on rank 0."""
+    """Makes a tracker, which is told the numbers of each logged step on rank 0.
+
+    >>> from pathlib import Path
+    >>> from pegboard import TrackerComponent
+    >>> class PrintTracker(TrackerComponent):
+    ...     "Prints the loss."
+    ...     def build(self, run_dir):
+    ...         return Prints()
+    >>> class Prints:
+    ...     def log(self, step, metrics):
+    ...         print(step, metrics["loss"])
+    ...     def close(self):
+    ...         pass
+    >>> PrintTracker(PrintTracker.Config()).build(Path("runs/a")).log(1, {"loss": 2.5})
+    1 2.5
+    """
 
     kind = "tracker"
 
@@ -269,7 +467,18 @@ class TrackerComponent(Component):
 
 
 class TransformComponent(Component):
-    """Makes a change to a built model: adapters, frozen parts, other layers."""
+    """Makes a change to a built model: adapters, frozen parts, other layers.
+
+    >>> from dataclasses import replace
+    >>> from pegboard import BuiltModel, TransformComponent
+    >>> class FreezeAll(TransformComponent):
+    ...     "Trains nothing."
+    ...     def build(self):
+    ...         return lambda built: replace(built, frozen=("",))
+    >>> built = BuiltModel(None, None, shard_units=(), hf_config={})  # a real one has a module
+    >>> FreezeAll(FreezeAll.Config()).build()(built).frozen
+    ('',)
+    """
 
     kind = "transform"
 

@@ -51,6 +51,16 @@ class ComponentOf:
     """Annotation of a field that holds any registered part of a kind.
 
     Raises (while validating): every problem of the part's own config, under the field's path.
+
+    >>> from typing import Annotated
+    >>> from pegboard import ComponentConfig, ComponentOf, LossComponent
+    >>> from pegboard.plugin_manager import load_plugins
+    >>> class Config(ComponentConfig):
+    ...     inner: Annotated[LossComponent, ComponentOf("loss")]
+    >>> parts = {"registry": load_plugins(third_party=False).registry}
+    >>> text = '{"inner": {"class_name": "ChunkedCrossEntropy"}}'
+    >>> type(Config.model_validate_json(text, context=parts).inner).__name__
+    'ChunkedCrossEntropy'
     """
 
     def __init__(self, kind: str) -> None:

@@ -53,10 +53,16 @@ __all__ = [
 ]
 
 IGNORE_INDEX = -100
+"""Label of a token that is not trained, in data that holds labels (as in PyTorch and transformers)."""
 
 
 class SampleKey(NamedTuple):
-    """Where a sample came from; travels with it through pack and batch, and into every error message."""
+    """Where a sample came from; travels with it through pack and batch, and into every error message.
+
+    >>> from pegboard import SampleKey
+    >>> print(SampleKey(source="chat", file="data/chat.jsonl", line=17))
+    data/chat.jsonl:17
+    """
 
     source: str
     """Name of the dataset in the config."""
@@ -73,7 +79,14 @@ class SampleKey(NamedTuple):
 
 @dataclass(slots=True, kw_only=True)
 class Example:
-    """One tokenized sample, before packing."""
+    """One tokenized sample, before packing.
+
+    >>> import numpy as np
+    >>> from pegboard import Example
+    >>> ids, mask = np.array([7, 8, 9], dtype=np.int32), np.array([False, True, True])
+    >>> Example(input_ids=ids, loss_mask=mask).input_ids[mask].tolist()  # what is to be predicted
+    [8, 9]
+    """
 
     input_ids: np.ndarray
     """(T,) int32 token ids."""
@@ -102,7 +115,13 @@ class Example:
 
 
 class ImageTokens(NamedTuple):
-    """How a vision-language model turns pictures into rows of its input."""
+    """How a vision-language model turns pictures into rows of its input.
+
+    >>> from pegboard import ImageTokens
+    >>> pictures = ImageTokens(tile_size=448, tokens_per_tile=256, image_token_id=152957)
+    >>> 3 * pictures.tokens_per_tile  # rows that a picture of three tiles fills
+    768
+    """
 
     tile_size: int
     """Side of a square tile, in pixels."""
@@ -113,7 +132,15 @@ class ImageTokens(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """The supervised positions of a micro-batch; labels are already shifted inside each sample."""
+    """The supervised positions of a micro-batch; labels are already shifted inside each sample.
+
+    >>> import torch
+    >>> from pegboard import Targets
+    >>> rows, labels = torch.tensor([0, 1, 3]), torch.tensor([8, 9, 6])
+    >>> targets = Targets(rows, labels, torch.ones(3), torch.zeros(3, dtype=torch.int64), scale=1 / 3)
+    >>> float(targets.weights_K.sum() * targets.scale)  # over the whole step: a mean
+    1.0
+    """
 
     positions_K: Tensor
     """(K,) int64: rows of hidden_TD from which a label is predicted."""
@@ -129,7 +156,22 @@ class Targets(NamedTuple):
 
 @dataclass(kw_only=True)
 class Batch:
-    """One micro-batch: a packed row of T tokens. There is no padded form."""
+    """One micro-batch: a packed row of T tokens. There is no padded form.
+
+    >>> import torch
+    >>> from pegboard import Batch, Targets
+    >>> rows, labels = torch.tensor([0, 1, 3]), torch.tensor([8, 9, 6])
+    >>> batch = Batch(  # the samples [7, 8, 9] and [5, 6]
+    ...     input_ids_T=torch.tensor([7, 8, 9, 5, 6]),
+    ...     position_ids_T=torch.tensor([0, 1, 2, 0, 1]),
+    ...     cu_seqlens=torch.tensor([0, 3, 5], dtype=torch.int32),
+    ...     max_seqlen=3,
+    ...     targets=Targets(rows, labels, torch.ones(3), torch.zeros(3, dtype=torch.int64), 1.0),
+    ...     num_tokens=5,
+    ... )
+    >>> batch.with_scales({"targets": 0.25}).targets.scale
+    0.25
+    """
 
     input_ids_T: Tensor
     """(T,) int64."""
@@ -196,7 +238,14 @@ class Batch:
 
 
 class LossOutput(NamedTuple):
-    """What a loss returns for one micro-batch."""
+    """What a loss returns for one micro-batch.
+
+    >>> import torch
+    >>> from pegboard import LossOutput
+    >>> losses_K, scale = torch.tensor([1.0, 3.0], requires_grad=True), 0.5
+    >>> LossOutput(losses_K.sum() * scale, losses_K.detach()).loss.item()
+    2.0
+    """
 
     loss: Tensor
     """() the scaled sum, to call backward on."""
@@ -205,7 +254,15 @@ class LossOutput(NamedTuple):
 
 
 class ModelOutput(NamedTuple):
-    """What a model's forward returns: a NamedTuple, so that FSDP finds its tensors."""
+    """What a model's forward returns: a NamedTuple, so that FSDP finds its tensors.
+
+    >>> import torch
+    >>> from pegboard import ModelOutput
+    >>> balance = torch.tensor(0.01)
+    >>> out = ModelOutput(torch.tensor(2.0) + balance, torch.tensor([2.0]), {"balance_loss": balance})
+    >>> sorted(out.metrics)
+    ['balance_loss']
+    """
 
     loss: Tensor
     """() everything to call backward on, auxiliary losses included, already scaled."""
@@ -216,7 +273,15 @@ class ModelOutput(NamedTuple):
 
 
 class Head(NamedTuple):
-    """The output projection, as a loss sees it (inside the head's own forward)."""
+    """The output projection, as a loss sees it (inside the head's own forward).
+
+    >>> import torch
+    >>> from pegboard import Head
+    >>> linear = torch.nn.Linear(4, 10, bias=False)
+    >>> head = Head(linear.weight, None, linear)
+    >>> head.logits(torch.zeros(3, 4)).shape
+    torch.Size([3, 10])
+    """
 
     weight_VD: Tensor
     bias_V: Tensor | None
@@ -258,14 +323,25 @@ class TextModel(Protocol):
 
 
 class Table(NamedTuple):
-    """Numbers of one step with a name for each row, such as the load of each expert by layer."""
+    """Numbers of one step with a name for each row, such as the load of each expert by layer.
+
+    >>> from pegboard import Table
+    >>> load = Table(("layers.0", "layers.1"), [[0.5, 0.5], [0.9, 0.1]])
+    >>> dict(zip(load.row_names, load.values))["layers.1"]
+    [0.9, 0.1]
+    """
 
     row_names: tuple[str, ...]
     values: Sequence[Sequence[float]]
 
 
 class StepReport(NamedTuple):
-    """What a model reports of a step beside its losses."""
+    """What a model reports of a step beside its losses.
+
+    >>> from pegboard import StepReport
+    >>> StepReport(numbers={"idle_experts": 2.0}).tables
+    {}
+    """
 
     numbers: Mapping[str, float] = {}
     """Go into `metrics.jsonl` and to every tracker."""
@@ -281,6 +357,20 @@ class StepState(Protocol):
     vision-language model need not know of its text model's. What must survive a restart stands in
     persistent buffers. Every call comes on all ranks in the same order; `sum_over_ranks` sums a
     tensor in place.
+
+    >>> from pegboard import StepReport, StepState
+    >>> class CountsSteps:
+    ...     steps = 0
+    ...     def wants_first_pass(self, num_micro_batches):
+    ...         return False
+    ...     def end_first_pass(self, sum_over_ranks):
+    ...         pass
+    ...     def end_step(self, sum_over_ranks):
+    ...         self.steps += 1
+    ...     def report(self):
+    ...         return StepReport({"steps": self.steps})
+    >>> isinstance(CountsSteps(), StepState)
+    True
     """
 
     def wants_first_pass(self, num_micro_batches: int) -> bool:
@@ -302,7 +392,12 @@ class StepState(Protocol):
 
 
 class ShardUnit(NamedTuple):
-    """A module that is gathered and freed as one."""
+    """A module that is gathered and freed as one.
+
+    >>> from pegboard import ShardUnit
+    >>> [ShardUnit(f"model.layers.{k}").path for k in range(2)]
+    ['model.layers.0', 'model.layers.1']
+    """
 
     path: str
     """Module path, such as `model.layers.0`."""
@@ -315,7 +410,14 @@ class ShardUnit(NamedTuple):
 
 
 class Adapter(NamedTuple):
-    """What a transform added to a model that is published apart from it."""
+    """What a transform added to a model that is published apart from it.
+
+    >>> from pegboard import Adapter
+    >>> from pegboard.weight_map import WeightMap, renamed
+    >>> names = WeightMap((renamed("proj.low", "base_model.model.proj.low", (4, 8)),))
+    >>> Adapter(names, {"r": 4}).load_from is None  # its weights are initialised
+    True
+    """
 
     weight_map: WeightMap
     """The added parameters and their names in the adapter's own file."""
@@ -327,7 +429,17 @@ class Adapter(NamedTuple):
 
 @dataclass(eq=False)
 class BuiltModel:
-    """A module on meta and what the core must know of it; a vision-language model or a transform may rewrite any field."""
+    """A module on meta and what the core must know of it; a vision-language model or a transform may rewrite any field.
+
+    >>> import torch
+    >>> from pegboard import BuiltModel
+    >>> from pegboard.weight_map import WeightMap, renamed
+    >>> with torch.device("meta"):
+    ...     module = torch.nn.Linear(2, 3, bias=False)
+    >>> names = WeightMap((renamed("weight", "model.weight", (3, 2)),))
+    >>> BuiltModel(module, names, shard_units=(), hf_config={"model_type": "line"}).frozen
+    ()
+    """
 
     module: nn.Module
     weight_map: WeightMap
@@ -351,7 +463,14 @@ class BuiltModel:
 
 
 class PackPlan(NamedTuple):
-    """Which samples share a pack: pack i holds `samples[offsets[i]:offsets[i+1]]`."""
+    """Which samples share a pack: pack i holds `samples[offsets[i]:offsets[i+1]]`.
+
+    >>> import numpy as np
+    >>> from pegboard import PackPlan
+    >>> plan = PackPlan(offsets=np.array([0, 2, 3]), samples=np.array([5, 0, 2]))
+    >>> [plan.samples[a:b].tolist() for a, b in zip(plan.offsets, plan.offsets[1:])]
+    [[5, 0], [2]]
+    """
 
     offsets: np.ndarray
     """(num_packs+1,) int64. What stands behind the last is kept for the next epoch, and is less than a pack."""
@@ -408,7 +527,13 @@ class Dataset(Protocol):
 
 
 class RecordChat(NamedTuple):
-    """What a record of chat says, in OpenAI's form."""
+    """What a record of chat says, in OpenAI's form.
+
+    >>> from pegboard import RecordChat
+    >>> question = {"role": "user", "content": "2 + 2?"}
+    >>> RecordChat([question, {"role": "assistant", "content": "4"}]).tools is None
+    True
+    """
 
     messages: Sequence[Any]
     """Objects with `role` and `content`; whoever renders them checks them. `"loss": false` in an assistant message
@@ -418,14 +543,27 @@ class RecordChat(NamedTuple):
 
 
 class RecordText(NamedTuple):
-    """What a record of plain text says: no chat template is applied."""
+    """What a record of plain text says: no chat template is applied.
+
+    >>> from pegboard import RecordText
+    >>> text = RecordText([("Q: 2 + 2? A: ", False), ("4", True)])
+    >>> "".join(piece for piece, has_loss in text.pieces if has_loss)
+    '4'
+    """
 
     pieces: Sequence[tuple[str, bool]]
     """(text, whether it gets loss), joined as they are; an end token follows."""
 
 
 class RecordTokens(NamedTuple):
-    """What a record that is tokenized already says."""
+    """What a record that is tokenized already says.
+
+    >>> import numpy as np
+    >>> from pegboard import RecordTokens
+    >>> tokens = RecordTokens(np.array([7, 8], dtype=np.int32), np.array([False, True]))
+    >>> int(tokens.loss_mask.sum())
+    1
+    """
 
     input_ids: np.ndarray
     """(T,) int32."""
@@ -434,6 +572,7 @@ class RecordTokens(NamedTuple):
 
 
 RecordContent = RecordChat | RecordText | RecordTokens
+"""What a record format's `read` may return."""
 
 
 class RecordFormat(Protocol):

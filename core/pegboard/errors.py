@@ -27,19 +27,45 @@ __all__ = [
 
 
 class PegboardError(Exception):
-    """Base of all errors that a user can act on."""
+    """Base of all errors that a user can act on.
+
+    >>> import pegboard
+    >>> try:
+    ...     raise pegboard.DataError("data/a.jsonl:3: invalid JSON")
+    ... except pegboard.PegboardError as error:
+    ...     print(error)
+    data/a.jsonl:3: invalid JSON
+    """
 
 
 class ConfigError(PegboardError):
-    """A run config that can't be run as it stands; the message may hold one line per problem."""
+    """A run config that can't be run as it stands; the message may hold one line per problem.
+
+    >>> from pegboard import ConfigError
+    >>> raise ConfigError("a.json:3:9: seed: expected an integer, found 'x'")
+    Traceback (most recent call last):
+    pegboard.errors.ConfigError: a.json:3:9: seed: expected an integer, found 'x'
+    """
 
 
 class PluginError(PegboardError):
-    """A plugin that breaks the contract or can't be imported."""
+    """A plugin that breaks the contract or can't be imported.
+
+    >>> from pegboard import PluginError
+    >>> raise PluginError("dataset 'Signals' has no docstring; write one line")
+    Traceback (most recent call last):
+    pegboard.errors.PluginError: dataset 'Signals' has no docstring; write one line
+    """
 
 
 class DataError(PegboardError):
-    """A dataset that can't be read; the message starts with `file:line`."""
+    """A dataset that can't be read; the message starts with `file:line`.
+
+    >>> from pegboard import DataError
+    >>> raise DataError("data/a.jsonl:3: messages: expected a list, found null")
+    Traceback (most recent call last):
+    pegboard.errors.DataError: data/a.jsonl:3: messages: expected a list, found null
+    """
 
 
 class DroppedSample(DataError):
@@ -47,6 +73,10 @@ class DroppedSample(DataError):
 
     Args:
         reason: a short class of reasons that is counted, such as `"no supervised token"`.
+
+    >>> from pegboard import DroppedSample
+    >>> DroppedSample("no supervised token").reason
+    'no supervised token'
     """
 
     def __init__(self, reason: str) -> None:
@@ -55,12 +85,30 @@ class DroppedSample(DataError):
 
 
 class WeightsError(PegboardError):
-    """Weights that don't fit the model: missing, unexpected or misshapen tensors."""
+    """Weights that don't fit the model: missing, unexpected or misshapen tensors.
+
+    >>> from pegboard import WeightsError
+    >>> raise WeightsError("models/x: lm_head.weight is missing; train from another folder")
+    Traceback (most recent call last):
+    pegboard.errors.WeightsError: models/x: lm_head.weight is missing; train from another folder
+    """
 
 
 class CheckpointError(PegboardError):
-    """A checkpoint that can't be written, read or resumed."""
+    """A checkpoint that can't be written, read or resumed.
+
+    >>> from pegboard import CheckpointError
+    >>> raise CheckpointError("runs/a/step_5: no trainer.json; resume an older step")
+    Traceback (most recent call last):
+    pegboard.errors.CheckpointError: runs/a/step_5: no trainer.json; resume an older step
+    """
 
 
 class TrainingError(PegboardError):
-    """A run that can't go on."""
+    """A run that can't go on.
+
+    >>> from pegboard import TrainingError
+    >>> raise TrainingError("3 steps in a row are not finite; lower optimizer.lr")
+    Traceback (most recent call last):
+    pegboard.errors.TrainingError: 3 steps in a row are not finite; lower optimizer.lr
+    """

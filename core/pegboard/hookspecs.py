@@ -40,7 +40,9 @@ from pegboard.component import (
 __all__ = ["hookimpl", "hookspec"]
 
 hookspec = pluggy.HookspecMarker("pegboard")
+"""Marks a hook of the contract below."""
 hookimpl = pluggy.HookimplMarker("pegboard")
+"""Marks a plugin's function of that name; `@pegboard.hookimpl(specname="register_losses")` for another one."""
 
 Register = Callable[[type[Any]], None]
 

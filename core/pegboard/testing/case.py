@@ -52,7 +52,14 @@ Fields = Mapping[str, Any] | Callable[[Path], Mapping[str, Any]]
 
 
 class Check(NamedTuple):
-    """One promise and what finds it broken."""
+    """One promise and what finds it broken.
+
+    >>> from pegboard.testing import Check
+    >>> def has_summary(case):
+    ...     assert case.component.__doc__, "no docstring; write what it is in one line"
+    >>> Check("has_summary", has_summary).name
+    'has_summary'
+    """
 
     name: str
     run: Callable[[Case], None]
@@ -61,7 +68,20 @@ class Check(NamedTuple):
 
 @dataclass
 class Case:
-    """A component class, a config for it, and what its checks may use."""
+    """A component class, a config for it, and what its checks may use.
+
+    >>> from pathlib import Path
+    >>> from pegboard import ComponentConfig, LRScheduleComponent
+    >>> from pegboard.testing import Case
+    >>> class Constant(LRScheduleComponent):
+    ...     "The same rate at every step."
+    ...     class Config(ComponentConfig):
+    ...         rate: float = 0.1
+    ...     def build(self, total_steps):
+    ...         return lambda step, lr: self.config.rate
+    >>> Case(Constant, {"rate": 0.2}, Path("unused")).make().build(total_steps=3)(1, 1.0)
+    0.2
+    """
 
     component: type[Component]
     config: Mapping[str, Any]
@@ -123,6 +143,10 @@ def checks_for(kind: str) -> tuple[Check, ...]:
 
     Raises:
         ValueError: no such kind.
+
+    >>> from pegboard.testing import checks_for
+    >>> "the_first_step_moves" in [check.name for check in checks_for("lr_schedule")]
+    True
     """
     if kind not in _MODULES:
         raise ValueError(f"no kind {kind!r}; kinds are {', '.join(COMPONENT_KINDS)}")
@@ -152,6 +176,13 @@ def contract_for(
 
     Raises:
         ValueError: `skip` names no check, an option is unknown, or the class has no kind.
+
+    >>> from pegboard.plugin_manager import load_plugins
+    >>> from pegboard.testing import contract_for
+    >>> Cosine = load_plugins(third_party=False).registry.find("lr_schedule", "CosineSchedule")
+    >>> test_contract = contract_for(Cosine, config={"warmup_ratio": 0.1})
+    >>> test_contract.__name__  # pytest finds it by this name, and runs a case for each check
+    'test_contract'
     """
     import pytest
 

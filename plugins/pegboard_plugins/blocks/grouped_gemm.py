@@ -103,7 +103,9 @@ def _spans(ends_E: Tensor) -> Iterator[tuple[int, int]]:
 
 
 TORCH_GROUPED_MM = GroupedGemm("torch.nn.functional.grouped_mm", _torch_rows, _torch_weights)
+"""One kernel for all experts."""
 LOOP = GroupedGemm("loop over experts", _loop_rows, _loop_weights)
+"""One product after the other: anywhere, in any dtype."""
 
 
 @cache

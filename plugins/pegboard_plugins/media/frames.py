@@ -23,6 +23,7 @@ from pegboard_plugins.media.places import MediaError, MediaPlace, open_regular_f
 __all__ = ["MAX_FRAMES", "count_frames", "pick_frames", "read_frames"]
 
 MAX_FRAMES = 1_000_000
+"""Most frames that may be asked of one video."""
 
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _ANIMATED = (".gif", ".webp", ".png", ".apng")

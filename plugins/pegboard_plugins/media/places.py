@@ -131,6 +131,7 @@ def open_regular_file(path: str, reference: str, root: str) -> IO[bytes]:
 
 
 def is_data_url(reference: str) -> bool:
+    """Whether the reference holds its bytes itself: `data:image/png;base64,...`."""
     return reference[:5].lower() == "data:"
 
 

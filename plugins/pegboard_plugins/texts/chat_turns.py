@@ -23,6 +23,7 @@ from pegboard_plugins.texts.rendering import ChatRenderer
 __all__ = ["Turn", "TurnKind", "find_turns"]
 
 TurnKind = Literal["exact", "shown", "rewritten", "noprefix", "noend"]
+"""How a turn of the chat relates to what the model generates at inference; the top of the module says each."""
 
 # Private use: in no text, and no template trims it.
 _MARK = "\ue0f1\ue0f2"

@@ -16,7 +16,9 @@ from pegboard_plugins.records.chat_forms import is_object, kind_of, read_tools
 __all__ = ["REASONING_KEYS", "ROLES", "ChatRecord", "read_chat", "read_chat_record"]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+"""What a message's `role` may be."""
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
+"""Keys of an assistant message that hold its reasoning; the first that is there counts."""
 
 
 class ChatRecord(NamedTuple):
