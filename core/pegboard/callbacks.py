@@ -24,7 +24,17 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class TrainStart:
-    """Model, data and ranks are there; the first step comes next."""
+    """Model, data and ranks are there; the first step comes next.
+
+    >>> from pathlib import Path
+    >>> from pegboard import TrainStart
+    >>> start = TrainStart(
+    ...     run_dir=Path("work_dirs/a"), config={"seed": 42}, step=0, total_steps=100,
+    ...     resumed_from=None, rank=0, world_size=1,
+    ... )
+    >>> start.total_steps - start.step
+    100
+    """
 
     run_dir: Path
     """Folder of the run, the same on every rank."""
@@ -41,7 +51,12 @@ class TrainStart:
 
 @dataclass(frozen=True, kw_only=True)
 class StepEnd:
-    """A step is done, logged and evaluated, and not saved yet."""
+    """A step is done, logged and evaluated, and not saved yet.
+
+    >>> from pegboard import StepEnd
+    >>> StepEnd(step=1, total_steps=100, metrics={"loss": 2.5}, applied=True).metrics["loss"]
+    2.5
+    """
 
     step: int
     """Counts from 1."""
@@ -56,7 +71,13 @@ class StepEnd:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointSaved:
-    """A saver has written something, whole and in its place."""
+    """A saver has written something, whole and in its place.
+
+    >>> from pathlib import Path
+    >>> from pegboard import CheckpointSaved
+    >>> CheckpointSaved(step=50, path=Path("work_dirs/a/hf"), saver="HFSaver").path.name
+    'hf'
+    """
 
     step: int
     path: Path
@@ -66,7 +87,12 @@ class CheckpointSaved:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainEnd:
-    """The run ended as it should, after its last save."""
+    """The run ended as it should, after its last save.
+
+    >>> from pegboard import TrainEnd
+    >>> TrainEnd(step=60, total_steps=100, stopped="SIGTERM").stopped
+    'SIGTERM'
+    """
 
     step: int
     """Steps done in all."""
@@ -77,7 +103,12 @@ class TrainEnd:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainFailure:
-    """The run ends by an error on this rank. Other ranks may be anywhere: nothing collective works here."""
+    """The run ends by an error on this rank. Other ranks may be anywhere: nothing collective works here.
+
+    >>> from pegboard import TrainFailure
+    >>> TrainFailure(step=60, error=OSError("disk is full")).error
+    OSError('disk is full')
+    """
 
     step: int
     """Steps done in all."""
@@ -93,6 +124,13 @@ class Callback:
     They run between steps, and other ranks wait for them in the next one. A method that raises ends the run, as
     a stop does: after the next step, with its last saves, on every rank, by an error that names the callback and its
     plugin. The callback that raised is called no more.
+
+    >>> from pegboard import Callback, StepEnd
+    >>> class Enough(Callback):
+    ...     def on_step_end(self, event):
+    ...         return "the loss is low" if event.metrics["loss"] < 0.1 else None
+    >>> Enough().on_step_end(StepEnd(step=7, total_steps=9, metrics={"loss": 0.05}, applied=True))
+    'the loss is low'
     """
 
     def on_train_start(self, event: TrainStart) -> None:

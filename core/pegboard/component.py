@@ -489,7 +489,21 @@ class TransformComponent(Component):
 
 
 class CallbackComponent(Component):
-    """Makes a callback, which is told what happens in a run."""
+    """Makes a callback, which is told what happens in a run.
+
+    >>> from pathlib import Path
+    >>> from pegboard import Callback, CallbackComponent, TrainEnd
+    >>> class Goodbye(CallbackComponent):
+    ...     "Prints how far the run came."
+    ...     def build(self, run_dir):
+    ...         return Prints()
+    >>> class Prints(Callback):
+    ...     def on_train_end(self, event):
+    ...         print(event.step, "of", event.total_steps)
+    >>> callback = Goodbye(Goodbye.Config()).build(Path("work_dirs/a"))
+    >>> callback.on_train_end(TrainEnd(step=60, total_steps=100, stopped=None))
+    60 of 100
+    """
 
     kind = "callback"
     every_rank: ClassVar[bool] = False
