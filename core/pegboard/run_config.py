@@ -61,6 +61,7 @@ __all__ = [
     "Precision",
     "RunConfig",
     "load_run_config",
+    "parts_of",
     "validate_run_config",
 ]
 
@@ -334,7 +335,7 @@ def validate_run_config(source: ConfigSource, registry: Registry) -> LoadedConfi
     checked = run if run is not None else _repaired(data, failed, registry)
     if checked is not None:
         report.add(check_parallel(checked))
-        for component, path in _components(checked):
+        for component, path in parts_of(checked):
             if not any(one[: len(path)] == path for one in failed):
                 report.add(component.check(checked, path))
     report.raise_if_any()
@@ -457,7 +458,7 @@ def _repaired(data: dict[str, Any], failed: list[JsonPath], registry: Registry) 
         return None
 
 
-def _components(run: RunConfig) -> list[tuple[Component, JsonPath]]:
+def parts_of(run: RunConfig) -> list[tuple[Component, JsonPath]]:
     """Every part of a run with its path, nested ones included."""
     return [
         pair for name in RunConfig.model_fields for pair in _parts_in(getattr(run, name), (name,))

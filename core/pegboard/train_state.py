@@ -46,6 +46,7 @@ __all__ = [
     "load_train_state",
     "named_tensors",
     "newest_checkpoint",
+    "read_train_state",
     "save_train_state",
 ]
 
@@ -153,6 +154,18 @@ def load_train_state(
 
     all_ranks(what, read)
     _restore_random_state(random_state)
+    return train_state
+
+
+def read_train_state(folder: Path) -> dict[str, Any]:
+    """`train_state` of a checkpoint, without its tensors. Collective.
+
+    Raises:
+        CheckpointError: on all ranks, as `load_train_state` where the files are broken.
+    """
+    state: dict[str, Any] = {}
+    all_ranks(f"{folder}: can't be resumed", lambda: state.update(_read_state(folder)))
+    train_state: dict[str, Any] = state["train_state"]
     return train_state
 
 

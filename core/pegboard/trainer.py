@@ -48,6 +48,7 @@ from pegboard.parallel import (
     sum_over_ranks,
     trainable_parameters,
 )
+from pegboard.plugin_identity import MadeBy, check_made_by, identify_plugins
 from pegboard.preparation import cache_folder, prepare_sources
 from pegboard.reporting import (
     SourceSums,
@@ -66,7 +67,7 @@ from pegboard.run_folder import (
 )
 from pegboard.savers import Saver, SaveRequest
 from pegboard.step_state import StepStates
-from pegboard.train_state import load_train_state, newest_checkpoint
+from pegboard.train_state import load_train_state, newest_checkpoint, read_train_state
 
 if TYPE_CHECKING:
     from pegboard.plugin_manager import LoadedPlugins
@@ -87,6 +88,7 @@ def train(
     A process group that the caller has started is used, and left as it is.
     """
     run = loaded.run
+    made_by = identify_plugins(run, plugins)  # as imported: files may change while this runs
     use_all_cores()
     check_work_dir(run.work_dir)
     device = local_device()
@@ -130,6 +132,7 @@ def train(
             eval_sources,
             metrics_log,
             callbacks,
+            made_by,
         ).fit(resume=resume)
     finally:
         metrics_log.close()
@@ -151,10 +154,11 @@ class Trainer:
         eval_sources: Sequence[DataSource],
         metrics_log: MetricsLog,
         callbacks: CallbackCalls,
+        made_by: MadeBy,
     ) -> None:
         run = loaded.run
         self.run, self.ranks, self.run_dir = run, ranks, run_dir
-        self.resolved, self.callbacks = loaded.resolved, callbacks
+        self.resolved, self.callbacks, self.made_by = loaded.resolved, callbacks, made_by
         self.tokenizer, self.weights, self.metrics_log = tokenizer, weights, metrics_log
         self.source_names = [source.name for source in sources]
         self.data = build_run_data(
@@ -410,6 +414,7 @@ class Trainer:
                     train_state={
                         "step": self.step,
                         "bad_steps": self.bad_steps,
+                        "plugins": self.made_by,
                         **data_state(self.data, self.cursor),
                     },
                 )
@@ -425,6 +430,10 @@ class Trainer:
         if folder is None:
             logger.warning(f"--resume: no checkpoint under {self.run_dir}; starting at step 0")
             return
+        # Before tensors are compared: another plugin may have made others.
+        saved = read_train_state(folder).get("plugins")
+        go_on = self.run.on_changed_plugins == "continue"
+        check_made_by(saved, self.made_by, folder, go_on=go_on)
         state = load_train_state(folder, self.model.module, self.optimizer)
         self.step, self.bad_steps = int(state["step"]), int(state["bad_steps"])
         self.cursor = cursor_of(

@@ -30,6 +30,7 @@ LIGHT = (
     "json_source",
     "launch_errors",
     "plugin_guard",
+    "plugin_identity",
     "plugin_index",
     "plugin_listing",
     "plugin_manager",
