@@ -57,9 +57,9 @@ def public_names() -> Iterator[PublicName]:
     for package in PACKAGES:
         yield from _names_of(importlib.import_module(package))
     for library in LIBRARIES:
-        package = importlib.import_module(f"pegboard_plugins.{library}")
-        for found in sorted(pkgutil.iter_modules(package.__path__), key=lambda item: item.name):
-            yield from _names_of(importlib.import_module(f"{package.__name__}.{found.name}"))
+        root = importlib.import_module(f"pegboard_plugins.{library}")
+        for found in sorted(pkgutil.iter_modules(root.__path__), key=lambda item: item.name):
+            yield from _names_of(importlib.import_module(f"{root.__name__}.{found.name}"))
 
 
 def surface() -> str:
