@@ -7,16 +7,15 @@ Python code with the rights of whoever starts the run.
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from pegboard.launch_errors import is_speaker
 from pegboard.plugin_sources import PluginSource
@@ -42,7 +41,7 @@ def guarded(source: PluginSource) -> Iterator[list[str]]:
     timer.daemon = True
     timer.start()
     try:
-        with redirect_stdout(output):
+        with redirect_stdout(cast(TextIO, output)):
             try:
                 yield notes
             finally:
@@ -64,23 +63,24 @@ def _tell_slow(source: PluginSource) -> None:
         )
 
 
-class _Diverted(io.TextIOBase):
-    """Writes to another stream, and keeps the first line. Handlers that hold on to it keep working."""
+class _Diverted:
+    """Another stream (with its encoding, buffer, ...) that keeps the first line written to it."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._kept = ""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
         if len(self._kept) < 80:
             self._kept += text[:80]
         return self._stream.write(text)
 
-    def flush(self) -> None:
-        self._stream.flush()
-
-    def writable(self) -> bool:
-        return True
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
 
     @property
     def first_line(self) -> str:

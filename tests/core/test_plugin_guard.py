@@ -80,13 +80,18 @@ def test_no_broken_package_stops_check_and_each_is_named_with_place_and_remedy(
 def test_what_a_plugin_prints_spoils_no_output_and_is_told(
     install: Install, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    install("peg-loud", "print('hello', 'world')\nprint('again')\n" + SOUND + "    print('hook')\n")
+    code = (
+        "import sys\nprint('hello', 'world')\nprint('again')\n"
+        "sys.stdout.writelines(['one\\n', 'two\\n'])\n"
+        "assert sys.stdout.encoding and not sys.stdout.isatty()\n"
+    )
+    install("peg-loud", code + SOUND + "    print('hook')\n")
     assert main(["plugins", "--json"]) == 0
     captured = capsys.readouterr()
     assert "PegLoss" in [
         part["class_name"] for p in json.loads(captured.out) for part in p["parts"]
     ]
-    assert "hello world\nagain\nhook\n" in captured.err
+    assert "hello world\nagain\none\ntwo\nhook\n" in captured.err
     assert "it prints while it is loaded: 'hello world'. Run without it: --block peg-loud" in (
         captured.err
     )
