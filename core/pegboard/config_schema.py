@@ -110,7 +110,10 @@ def _kind_schema(kind: str, registry: Registry, definitions: dict[str, JsonSchem
 def _class_schema(
     cls: type[Component], kind: str, definitions: dict[str, JsonSchema]
 ) -> JsonSchema:
-    schema = _of_model(cls.Config, f"{kind}.{cls.__name__}", definitions)
+    try:
+        schema = _of_model(cls.Config, f"{kind}.{cls.__name__}", definitions)
+    except Exception as error:  # noqa: BLE001 - a stranger's types; the other parts have schemas
+        schema = {"type": "object", "$comment": f"no schema: {type(error).__name__}: {error}"}
     schema["description"] = (cls.__doc__ or "").strip().split("\n", 1)[0]
     schema.setdefault("properties", {})
     schema["properties"] |= {"class_name": {"const": cls.__name__}, "plugin": _PLUGIN}
@@ -162,6 +165,11 @@ def _of_model(model: type[Any], prefix: str, definitions: dict[str, JsonSchema])
 
 class _Generator(GenerateJsonSchema):
     """Leaves out defaults that are parts' JSON or config objects: editors show them badly."""
+
+    def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> JsonSchema:
+        """What has no JSON Schema, such as a function, may be anything: its part stays listed."""
+        del schema
+        return {"$comment": f"no schema: {error_info}"}
 
     def default_schema(self, schema: Any) -> JsonSchema:
         result = super().default_schema(schema)

@@ -236,3 +236,48 @@ def test_metadata_that_cannot_be_read_is_a_broken_plugin_and_stops_nobody(
     assert _status(loaded, "peg-sound") == "loaded"
     [line] = _said_of(loaded, "peg-garbled:?") or _said_of(loaded, "peg-garbled")
     assert "its entry_points.txt can't be read" in line
+
+
+ODD_SCHEMAS = {
+    "a type without a schema": '        odd: Callable[[int], int] = Field(default=abs, description="x")',
+    "a type whose schema raises": '        odd: Odd = Field(default=Odd(), description="x")',
+}
+
+
+@pytest.mark.parametrize("case", ODD_SCHEMAS)
+def test_a_config_that_has_no_schema_leaves_the_other_parts_theirs(
+    case: str, install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = f'''
+from collections.abc import Callable
+from pydantic import Field
+from pydantic_core import core_schema
+import pegboard
+
+class Odd:
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source, handler):
+        return core_schema.any_schema()
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema, handler):
+        raise RuntimeError("no")
+
+class PegOdd(pegboard.LossComponent):
+    """Odd."""
+    class Config(pegboard.ComponentConfig):
+{ODD_SCHEMAS[case]}
+    config: Config
+    def build(self):
+        return None
+
+@pegboard.hookimpl
+def register_losses(register):
+    register(PegOdd)
+'''
+    install("peg-odd", code)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydantic's, of a default that is no JSON
+        assert main(["schema"]) == 0
+    definitions = json.loads(capsys.readouterr().out)["definitions"]
+    assert "no schema: " in json.dumps(definitions["loss.PegOdd"])
+    assert definitions["loss.ChunkedCrossEntropy"]["properties"]
