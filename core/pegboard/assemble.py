@@ -87,7 +87,8 @@ def tokenizer_fits(tokenizer: Tokenizer, built: BuiltModel) -> None:
     if tokenizer.vocab_size > text["vocab_size"]:
         raise ConfigError(
             f"model.{'text_config.' if inside else ''}vocab_size: {text['vocab_size']} is smaller "
-            f"than the tokenizer's {tokenizer.vocab_size}"
+            f"than the tokenizer's {tokenizer.vocab_size}; make it as large, where weights are loaded "
+            'with "resize_embeddings": true beside it'
         )
 
 

@@ -108,6 +108,9 @@ class Example:
     next_id: int | None = None
     """The supervised token that came after the last one, where a packer cut the sample there: a target of the
     last position. Set by the data loader; of the part behind the cut, the first token is no target."""
+    draw: int = 0
+    """Tells apart each time that the run takes a sample, for whoever varies it at random: from the run's seed and the
+    sample's place in the epoch, whatever the ranks and workers. Set by the data loader."""
     key: SampleKey | None = None
     """Set by the data loader."""
     source_id: int = 0

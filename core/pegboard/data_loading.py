@@ -7,6 +7,7 @@ ranks and not on workers. Only inside a step are packs dealt to ranks, so that a
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -112,6 +113,7 @@ class RunData:
             last_epoch=last_epoch,
         )
         self._sample_costs = sample_costs
+        self._seed = seed
         self._data_rank = data_rank
         self._data_world = data_world
         self._loader = StepLoader(
@@ -214,6 +216,11 @@ class RunData:
         end = min(cursor.pack + self.global_batch_size, plan.num_packs)
         offsets = plan.offsets[cursor.pack : end + 1].astype(np.int64)
         pieces = plan.pieces.part(int(offsets[0]), int(offsets[-1]))
+        pieces = pieces._replace(
+            draws=self._first_draw(cursor.epoch)
+            + offsets[0].astype(np.uint64)
+            + np.arange(len(pieces.samples), dtype=np.uint64)
+        )
         offsets -= offsets[0]
         packs = range(self.global_batch_size)
         if self._data_world > 1:
@@ -223,6 +230,10 @@ class RunData:
         # A pack past the last is a filler.
         offsets = np.append(offsets, np.full(self.global_batch_size, offsets[-1]))
         return [pieces.part(int(offsets[pack]), int(offsets[pack + 1])) for pack in packs]
+
+    def _first_draw(self, epoch: int) -> np.uint64:
+        digest = hashlib.blake2b(f"{self._seed} {epoch}".encode(), digest_size=7).digest()
+        return np.uint64(int.from_bytes(digest, "little"))
 
     def _costs(self, pieces: Pieces) -> np.ndarray:
         """(n,) float64 cost of each piece."""

@@ -97,6 +97,8 @@ class Pieces(NamedTuple):
     """(n,) int32 first token of the piece in its sample; None: all samples are whole."""
     stops: np.ndarray | None = None
     """(n,) int32 end of the piece in its sample."""
+    draws: np.ndarray | None = None
+    """(n,) uint64 `Example.draw` of each; not part of a plan."""
 
     def part(self, first: int, last: int) -> Pieces:
         """Pieces `first` to `last`."""
@@ -105,6 +107,7 @@ class Pieces(NamedTuple):
             self.samples[first:last],
             None if self.starts is None else self.starts[first:last],
             None if self.stops is None else self.stops[first:last],
+            None if self.draws is None else self.draws[first:last],
         )
 
 
@@ -486,8 +489,8 @@ def _check_source(
     if cuts and tiles is not None and int(tiles.max()):
         index = int(np.argmax(tiles > 0))
         raise DataError(
-            f"{source.store.key(index)}: holds media, which can't be cut; give dataset "
-            f"{source.name!r} a run with another dataloader.packer"
+            f"{source.store.key(index)}: holds media, which can't be cut, and dataloader.packer cuts "
+            "samples; use one that keeps them whole, such as ExpandSoftPacker"
         )
     if not cuts and len(lengths) and int(lengths.max()) > pack_max_length:
         index = int(np.argmax(lengths > pack_max_length))

@@ -47,6 +47,8 @@ class BatchMaker:
             source = self.sources[position]
             example = source.store[index]  # a fresh one at each access
             example.source_id, example.may_skip = source.source_id, source.may_skip
+            if pieces.draws is not None:
+                example.draw = int(pieces.draws[at])
             if pieces.starts is not None and pieces.stops is not None:
                 _cut(example, int(pieces.starts[at]), int(pieces.stops[at]))
             examples.append(example)

@@ -176,6 +176,7 @@ class VisionLanguageComponent(ModelComponent):
     def check(self, run: RunConfig, path: tuple[str | int, ...]) -> Iterable[Problem]:
         del run
         config, vision = self.config, self.config.vision_config
+        yield from self._check_text(path)
         if vision.hidden_size % vision.num_attention_heads:
             yield Problem(
                 (*path, "vision_config", "num_attention_heads"),
@@ -191,9 +192,9 @@ class VisionLanguageComponent(ModelComponent):
         joined = vision.patch_size * round(1 / ratio)
         for where, size in (
             ((*path, "vision_config", "image_size"), vision.image_size),
-            ((*path, "tile_size"), config.tile_size or vision.image_size),
+            ((*path, "tile_size"), config.tile_size),
         ):
-            if size % joined:
+            if size is not None and size % joined:
                 yield Problem(
                     where,
                     f"{size} is not a multiple of {joined} (patch_size / downsample_ratio); "
@@ -201,6 +202,22 @@ class VisionLanguageComponent(ModelComponent):
                 )
         if "image_std" in config.model_fields_set and min(config.image_std) <= 0:
             yield Problem((*path, "image_std"), f"{min(config.image_std)} is not above 0")
+
+    def _check_text(self, path: tuple[str | int, ...]) -> Iterable[Problem]:
+        text, image_token_id = self.config.text_config, self.config.image_token_id
+        if text.image_tokens() is not None:
+            yield Problem(
+                (*path, "text_config", "class_name"),
+                f"{type(text).__name__} takes pictures itself; expected a text model, such as Qwen3",
+            )
+        vocab_size = getattr(text.config, "vocab_size", None)
+        if vocab_size is not None and image_token_id >= vocab_size:
+            yield Problem(
+                (*path, "image_token_id"),
+                f"{image_token_id} is no id of text_config.vocab_size {vocab_size}; give the id of "
+                "<IMG_CONTEXT> in the tokenizer, and a vocabulary that holds it (with load_from also "
+                '"resize_embeddings": true in text_config)',
+            )
 
     def image_tokens(self) -> ImageTokens:
         """Side of a tile, rows it fills, and their id."""

@@ -36,13 +36,14 @@ RENDERER_VERSION = 2
 """Raised whenever the ids or the mask of some record change."""
 
 _PROBE = "pegboardprobe"
+_PICTURE_KEYS = ("image", "images", "video", "videos")
 
 
 class ChatTokenizer:
     """Built ChatTokenizeFn; see `pegboard.contracts.TokenizeFn`.
 
     Counts: `truncated`; `turns exact`, `turns shown`, `turns rewritten`, `turns noprefix`,
-    `turns noend`; `reasoning not rendered` and `tool calls not rendered`, where the template drops
+    `turns noend`; `records with pictures, which are not read`; `reasoning not rendered` and `tool calls not rendered`, where the template drops
     what the record holds; `records with typed special tokens`; `samples without loss`; and what
     each history policy would train, before anything is cut: `history strip: tokens`, `history
     strip: supervised tokens`, and so on (`keep` has no count of tokens: only rendering it tells).
@@ -68,6 +69,8 @@ class ChatTokenizer:
 
     def __call__(self, record: Mapping[str, Any] | Sequence[Any]) -> Sequence[Example]:
         content = self._format.read(record)
+        if isinstance(record, Mapping) and any(record.get(key) for key in _PICTURE_KEYS):
+            self._counts["records with pictures, which are not read"] += 1
         if isinstance(content, RecordChat):
             examples = self._read_chat(content)
         elif isinstance(content, RecordText):

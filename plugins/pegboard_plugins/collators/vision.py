@@ -86,7 +86,7 @@ class VisionCollator(TextCollator):
         """Tiles of each picture of the sample; as many as its ids have room for."""
         if not example.media:
             return []
-        tiles = list(self._load_tiles(example.media))
+        tiles = list(self._load_tiles(example.media, example.draw))
         found = sum(map(len, tiles))
         if found != example.num_tiles:
             raise DataError(f"{found} image tiles, but {example.num_tiles} were planned")

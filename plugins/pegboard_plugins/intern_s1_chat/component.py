@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
@@ -61,9 +62,13 @@ class InternS1TokenizeFn(TokenizeFnComponent):
             ge=1,
             description="Most frames of a video, evenly spread; each is one tile.",
         )
+        data_augment: bool = Field(
+            default=False,
+            description="Degrade each tile as a JPEG file of a quality from 75 to 100 would, drawn "
+            "anew each time that a sample is taken, from the run's seed.",
+        )
         frame_prefix: str = Field(
             default="Frame{}: ",
-            pattern=r"^[^{}]*\{\}[^{}]*$",
             description="Written before each frame; {} is its number, from 1.",
         )
         image_keys: tuple[str, ...] = Field(
@@ -106,6 +111,12 @@ class InternS1TokenizeFn(TokenizeFnComponent):
                 (*path, "class_name"),
                 f"InternS1TokenizeFn makes image tokens, but {type(run.model).__name__} takes no "
                 "pictures; use ChatTokenizeFn",
+            )
+        if not re.fullmatch(r"[^{}]*\{\}[^{}]*", self.config.frame_prefix):
+            yield Problem(
+                (*path, "frame_prefix"),
+                f"{self.config.frame_prefix!r} has no place for the number, or other braces; "
+                "expected one {}, such as 'Frame{}: '",
             )
         if self.config.min_dynamic_patch > self.config.max_dynamic_patch:
             yield Problem(

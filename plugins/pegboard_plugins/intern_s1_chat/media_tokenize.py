@@ -52,6 +52,7 @@ TOKENIZER_VERSION = 2
 """Raised whenever the ids, the mask or the media of some record change."""
 
 IMAGE_START, IMAGE_END = "<img>", "</img>"
+_JPEG_QUALITIES = (75, 100)
 _PROBE = "pegboardprobe"
 
 
@@ -280,6 +281,7 @@ class MediaChatTokenizer:
             "root": source.place.root,
             "outside": source.place.allow_outside,
             "max_pixels": source.limits.max_pixels,
+            **({"jpeg": list(_JPEG_QUALITIES)} if self._config.data_augment else {}),
             "items": items,
         }
         example.num_tiles = num_tiles
@@ -320,7 +322,7 @@ def check_image_tokens(tokenizer: Tokenizer, image_tokens: ImageTokens) -> tuple
     if found[IMAGE_TOKEN] != image_tokens.image_token_id:
         raise ConfigError(
             f"model.image_token_id: {image_tokens.image_token_id}, but the tokenizer's "
-            f"{IMAGE_TOKEN} is {found[IMAGE_TOKEN]}"
+            f"{IMAGE_TOKEN} is {found[IMAGE_TOKEN]}; set it to that"
         )
     return found[IMAGE_START], found[IMAGE_END]
 

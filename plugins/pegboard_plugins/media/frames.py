@@ -1,17 +1,21 @@
 """Frames of a video: a folder of pictures, an animated picture, or a file that PyAV reads.
 
 Which frames are taken depends on their number alone (the middle of equal parts), so planning and
-loading agree, and a run can be repeated. Frames are counted without decoding.
+loading agree, and a run can be repeated. Frames are counted without decoding. Frames of a container
+are turned as its display matrix says.
 
 NOTE: a container is opened as a plain file of the format its name says: playlists and other formats
 that name further files or URLs never get a chance.
+
+Source: the matrix of ISO/IEC 14496-12, 8.3.2, as ffmpeg's libavutil/display.h describes it.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+import struct
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any
 
 from PIL import Image
@@ -40,6 +44,16 @@ _CONTAINERS = {
     ".ts": "mpegts",
     ".mpg": "mpeg",
     ".mpeg": "mpeg",
+}
+# (a, b, c, d) of a display matrix: column x and row y of the frame go to a x + c y and b x + d y.
+_TURNS: Mapping[tuple[float, ...], Image.Transpose] = {
+    (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT,
+    (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM,
+    (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
+    (0, -1, 1, 0): Image.Transpose.ROTATE_90,
+    (0, 1, -1, 0): Image.Transpose.ROTATE_270,
+    (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
+    (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
 }
 
 
@@ -170,12 +184,26 @@ def _read_container(
             for number, frame in enumerate(container.decode(stream)):
                 if wanted and number == wanted[0]:
                     wanted.pop(0)
-                    yield frame.to_image()
+                    yield _upright(frame)
                 if not wanted:
                     return
     except (av.error.FFmpegError, OSError, ValueError, LookupError) as error:
         raise _broken(reference, error) from None
     raise _too_short(reference, wanted[0], number + 1)
+
+
+def _upright(frame: Any) -> Image.Image:
+    """The frame as players show it: phones write portrait video as landscape and a matrix.
+
+    A matrix that is no quarter turn or flip is not applied.
+    """
+    image: Image.Image = frame.to_image()
+    for side in frame.side_data:
+        if side.type.name == "DISPLAYMATRIX":
+            matrix = struct.unpack("=9i", bytes(side)[:36])
+            turn = _TURNS.get(tuple(round(matrix[place] / 65536, 3) for place in (0, 1, 3, 4)))
+            return image if turn is None else image.transpose(turn)
+    return image
 
 
 def _container(av: Any, file: IO[bytes], path: str, reference: str) -> Any:

@@ -4,8 +4,10 @@ The token store keeps plain JSON: where each picture lies, the grid it was plann
 its tokens stand in the ids. Pixels are decoded when a batch is made, in the loader's process, and
 must come out as planned: another size than planned is an error, never another number of tokens.
 A picture written inside its record stays there: the reference is the record's place in the file.
+`jpeg`, if there, is between which qualities tiles are degraded, at random.
 
     {"tile_size": 448, "thumbnail": true, "root": "/data", "outside": false, "max_pixels": 89478485,
+     "jpeg": [75, 100],
      "items": [{"ref": "a.png", "wh": [640, 480], "grid": [4, 3], "at": [[17, 3328]]},
                {"ref": {"file": "x.jsonl", "start": 0, "end": 99, "part": 1}, ...},
                {"ref": {"file": "x.parquet", "row": 7, "listed": ["images", 0]}, ...},
@@ -14,6 +16,7 @@ A picture written inside its record stays there: the reference is the record's p
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,7 +39,7 @@ from pegboard_plugins.media.places import (
     open_regular_file,
     shown,
 )
-from pegboard_plugins.media.tiling import cut_tiles, whole_tile
+from pegboard_plugins.media.tiling import cut_tiles, degrade_tiles, whole_tile
 from pegboard_plugins.records.parquet_rows import ParquetRows
 
 __all__ = ["MediaRecord", "RecordSource", "TileLoader", "media_spans", "open_part", "part_name"]
@@ -99,12 +102,27 @@ class TileLoader:
     def __init__(self) -> None:
         self._tables: dict[str, ParquetRows] = {}
 
-    def __call__(self, media: Mapping[str, Any]) -> Iterator[np.ndarray]:
+    def __call__(self, media: Mapping[str, Any], draw: int = 0) -> Iterator[np.ndarray]:
         """(tiles, 3, tile_size, tile_size) uint8 of each picture and frame, in the order of the ids.
+
+        Args:
+            draw: what is random follows from it (`Example.draw`).
 
         Raises:
             MediaError: a picture is gone, broken, or not of the size it was planned with.
         """
+        pictures = self._pictures(media)
+        if "jpeg" not in media:
+            return pictures
+        lowest, highest = media["jpeg"]
+        return (
+            degrade_tiles(
+                tiles, [_drawn(draw, number, m, lowest, highest) for m in range(len(tiles))]
+            )
+            for number, tiles in enumerate(pictures)
+        )
+
+    def _pictures(self, media: Mapping[str, Any]) -> Iterator[np.ndarray]:
         place = MediaPlace(media["root"], media["outside"])
         limits = ImageLimits(max_pixels=media["max_pixels"])
         tile_size = media["tile_size"]
@@ -159,6 +177,12 @@ class TileLoader:
             return json.loads(os.pread(descriptor, end - start, start))
         finally:
             os.close(descriptor)
+
+
+def _drawn(draw: int, picture: int, tile: int, lowest: int, highest: int) -> int:
+    """A number from `lowest` to `highest`, the same for the same draw, picture and tile."""
+    digest = hashlib.blake2b(f"{draw} {picture} {tile}".encode(), digest_size=8).digest()
+    return lowest + int.from_bytes(digest, "little") % (highest - lowest + 1)
 
 
 def _changed(reference: Mapping[str, Any]) -> MediaError:

@@ -9,12 +9,14 @@ Source: InternVL's dynamic preprocessing (Chen et al., How Far Are We to GPT-4V?
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
+from io import BytesIO
 
 import numpy as np
 from PIL import Image
 
-__all__ = ["choose_grid", "count_tiles", "cut_tiles", "whole_tile"]
+__all__ = ["choose_grid", "count_tiles", "cut_tiles", "degrade_tiles", "whole_tile"]
 
 
 def choose_grid(
@@ -62,6 +64,20 @@ def whole_tile(image: Image.Image, *, tile_size: int) -> np.ndarray:
     """(1, 3, tile_size, tile_size) uint8: the whole RGB picture as one tile."""
     resized = image.resize((tile_size, tile_size), Image.Resampling.BICUBIC)
     return np.asarray(resized).transpose(2, 0, 1)[None]
+
+
+def degrade_tiles(tiles_MCSS: np.ndarray, qualities: Sequence[int]) -> np.ndarray:
+    """(M, 3, S, S) uint8 tiles as JPEG files of these qualities, one for each, would show them.
+
+    Source: the training transform of InternVL 1.5 (Chen et al. 2024).
+    """
+    degraded = np.empty_like(tiles_MCSS)
+    for number, (tile, quality) in enumerate(zip(tiles_MCSS, qualities, strict=True)):
+        file = BytesIO()
+        Image.fromarray(tile.transpose(1, 2, 0)).save(file, "JPEG", quality=quality)
+        with Image.open(file) as image:
+            degraded[number] = np.asarray(image).transpose(2, 0, 1)
+    return degraded
 
 
 @cache

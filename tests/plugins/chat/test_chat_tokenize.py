@@ -121,6 +121,14 @@ def test_truncation_keeps_a_half_turn_and_drops_one_without_loss(byte: Any) -> N
         built(byte, max_length=start)([USER, answer("bcdef")])
 
 
+def test_pictures_that_a_record_lists_are_counted_as_not_read(byte: Any) -> None:
+    fn = built(byte)
+    lists: Any = ({}, {"image": ""}, {"images": []}, {"images": ["a.png"]}, {"image": "b.png"})
+    for listed in lists:
+        fn({"messages": [USER, answer("b")], **listed})
+    assert fn.take_counts()["records with pictures, which are not read"] == 2
+
+
 def test_fields_that_the_template_drops_are_counted(byte: Any) -> None:
     tokenizer = pickle.loads(pickle.dumps(byte))
     tokenizer.chat_template = (

@@ -52,7 +52,9 @@ def store(tmp_path: Path) -> TokenStore:
     return build_store(tmp_path / "store", dataset, tokenize, name="d")
 
 
-def _data(store: TokenStore, packer: Any, most: int | None, workers: int = 0) -> RunData:
+def _data(
+    store: TokenStore, packer: Any, most: int | None, workers: int = 0, **more: Any
+) -> RunData:
     return RunData(
         [DataSource(store, 0, "d")],
         packer=packer,
@@ -60,6 +62,7 @@ def _data(store: TokenStore, packer: Any, most: int | None, workers: int = 0) ->
         pack_max_length=700,
         global_batch_size=2,
         num_workers=workers,
+        **more,
     )
 
 
@@ -91,6 +94,46 @@ def test_packs_hold_whole_samples_and_no_more_tiles_than_allowed(
         assert max(tiles) > 9
     else:
         assert max(tiles) <= most
+
+
+class _Draws:
+    """A collator that notes what it is given."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, int]] = []
+
+    def __call__(self, examples: Any) -> Any:
+        self.seen += [(example.key.line, example.draw) for example in examples]
+        return VisionCollator(pad_token_id=0)([])
+
+
+def _draws(store: TokenStore, epoch: int, ranks: int = 1, seed: int = 0) -> list[tuple[int, int]]:
+    seen = []
+    for rank in range(ranks):
+        packer, collator = SoftPacker(SoftPacker.Config()).build(), _Draws()
+        data = RunData(
+            [DataSource(store, 0, "d", sample_ratio=2.0)],
+            packer=packer,
+            collator=collator,
+            pack_max_length=700,
+            global_batch_size=2,
+            data_rank=rank,
+            data_world=ranks,
+            seed=seed,
+        )
+        for step in range(data.steps_per_epoch(epoch)):
+            data.micro_batches(epoch, step)
+        data.close()
+        seen += collator.seen
+    return sorted(seen)
+
+
+def test_each_time_that_a_sample_is_taken_draws_anew_whatever_the_ranks(store: TokenStore) -> None:
+    alone = _draws(store, 0)
+    assert len(alone) == 120 == len({draw for _, draw in alone})
+    assert alone == _draws(store, 0) == _draws(store, 0, ranks=2)
+    others = _draws(store, 1) + _draws(store, 0, seed=1)
+    assert not {draw for _, draw in alone} & {draw for _, draw in others}
 
 
 def test_a_sample_of_more_tiles_than_a_pack_may_hold_is_refused(store: TokenStore) -> None:

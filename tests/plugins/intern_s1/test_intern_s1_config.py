@@ -165,6 +165,7 @@ def test_a_key_that_cannot_be_honoured_is_refused(
         ({"text_config": {"class_name": "Qwen4"}}, "model.text_config.class_name", "Qwen4"),
         ({"text_config": {"class_name": "Qwen3MoE"}}, "load_from", "is not read by Qwen3MoE"),
         ({"tile_size": 30}, "model.tile_size", "30 is not a multiple of 14"),
+        ({"image_token_id": 320}, "model.image_token_id", "320 is no id of text_config.vocab_size"),
         ({"image_std": [0.1, 0.0, 0.1]}, "model.image_std", "is not above 0"),
         (
             {"projector_config": {"downsample_ratio": 0.3}},
@@ -179,6 +180,26 @@ def test_a_field_that_does_not_fit_is_named(
     with pytest.raises(ConfigError) as error:
         load(PUBLISHED, **model)
     assert path in str(error.value) and message in str(error.value)
+
+
+def test_a_text_model_that_takes_pictures_itself_is_refused(load: Loader) -> None:
+    text = {name: value for name, value in TEXT.items() if name != "model_type"}
+    model: dict[str, Any] = {
+        "class_name": "InternS1",
+        "image_token_id": 300,
+        "text_config": {"class_name": "Qwen3", **text},
+    }
+    load(**model)
+    with pytest.raises(ConfigError) as error:
+        load(**{**model, "text_config": model})
+    assert "text_config.class_name: InternS1 takes pictures itself" in str(error.value)
+
+
+def test_only_the_side_that_was_given_is_named(load: Loader) -> None:
+    with pytest.raises(ConfigError) as error:
+        load({**PUBLISHED, "vision_config": {**VISION, "image_size": [30, 30]}})
+    assert "vision_config.image_size: 30 is not" in str(error.value)
+    assert "tile_size:" not in str(error.value)
 
 
 def test_weights_that_do_not_fit_name_the_tensors_and_the_field(

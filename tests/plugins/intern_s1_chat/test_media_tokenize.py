@@ -8,6 +8,7 @@ import io
 import json
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from PIL import Image
 from pegboard import ConfigError, DataError, DroppedSample, Example, ImageTokens, ModelComponent
 from pegboard.contracts import TokenizeFn, Tokenizer
 from pegboard_plugins.chat.component import ChatTokenizeFn
+from pegboard_plugins.collators.vision import VisionCollator
 from pegboard_plugins.intern_s1_chat.component import InternS1TokenizeFn
 from pegboard_plugins.intern_s1_chat.tokenizers import INTERN_S1_TEMPLATE, WithTemplate
 from pegboard_plugins.jsonl.media_records import MediaJsonlRecords
@@ -263,6 +265,32 @@ def test_text_is_cut_behind_the_pictures_and_pictures_are_never_cut(root: Path) 
         _tokenize(root, record, max_length=start + count)
 
 
+def test_tiles_are_degraded_by_the_draw_where_the_config_asks(root: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (28, 84, 3), np.uint8)
+    Image.fromarray(noise).save(root / "wide.png")
+    video = {"type": "video_url", "video_url": {"url": "clip.gif"}}
+    record = _chat(_image("wide"), video, _text("a"))
+    plain, degraded = (_tokenize(root, record, data_augment=asked) for asked in (False, True))
+    assert plain.input_ids.tolist() == degraded.input_ids.tolist()
+    assert plain.media["items"] == degraded.media["items"]
+    whole = np.concatenate(list(load_tiles(plain.media, 7)))
+    assert np.array_equal(whole, np.concatenate(list(load_tiles(plain.media, 8))))
+    first, again, other = (
+        np.concatenate(list(load_tiles(degraded.media, draw))) for draw in (7, 7, 8)
+    )
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+    assert first.shape == whole.shape and all(
+        (a != b).any() for a, b in zip(first, whole, strict=True) if b.std() > 40
+    )
+    assert _tokenize_fn(data_augment=True).fingerprint() != _tokenize_fn().fingerprint()
+    batches = []
+    for draw in (7, 7, 8):
+        degraded.draw = draw
+        batches.append(VisionCollator(pad_token_id=0)([degraded]).media["pixel_values"])
+    assert batches[0].equal(batches[1]) and not batches[0].equal(batches[2])
+    assert np.array_equal(batches[0].numpy(), first)
+
+
 def test_counts_and_fingerprint_tell_what_was_made(root: Path) -> None:
     tokenize = _tokenize_fn()
     tokenize(_record(root, _chat(_image("wide"), _text("a"))))
@@ -280,6 +308,17 @@ def test_a_tokenizer_without_image_tokens_or_with_another_id_is_refused() -> Non
         _tokenize_fn(tokens=TOKENS._replace(image_token_id=9))
     with pytest.raises(ConfigError, match="_Model takes no pictures"):
         _tokenize_fn(tokens=None)
+
+
+@pytest.mark.parametrize("prefix", ["Frame: ", "{}{}", "{name}: {}", "Frame{"])
+def test_a_frame_prefix_has_one_place_for_the_number(prefix: str) -> None:
+    chat = ChatTokenizeFn(ChatTokenizeFn.Config())
+    part = InternS1TokenizeFn(InternS1TokenizeFn.Config(chat=chat, frame_prefix=prefix))
+    run: Any = SimpleNamespace(model=_Model(TOKENS))
+    (problem,) = part.check(run, ("tokenize_fn",))
+    assert problem.path == ("tokenize_fn", "frame_prefix") and "expected one {}" in problem.message
+    good = InternS1TokenizeFn(InternS1TokenizeFn.Config(chat=chat, frame_prefix="Frame-{}: "))
+    assert list(good.check(run, ())) == []
 
 
 def test_the_models_own_format_shows_thinking_and_tools(root: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,6 +97,54 @@ def test_an_mp4_gives_the_same_frames_twice(tmp_path: Path) -> None:
     again = [f.tobytes() for f in read_frames("a.mp4", picks, place, LIMITS)]
     assert first == again and len(first) == 4
     assert _numbers(tmp_path, "a.mp4", picks) == picks
+
+
+@pytest.mark.parametrize(
+    ("degrees", "flips", "corner", "size"),
+    [
+        (0, {}, "upper left", (64, 32)),
+        (90, {}, "lower left", (32, 64)),
+        (180, {}, "lower right", (64, 32)),
+        (270, {}, "upper right", (32, 64)),
+        (0, {"hflip": True}, "upper right", (64, 32)),
+        (0, {"vflip": True}, "lower left", (64, 32)),
+        (90, {"hflip": True}, "lower right", (32, 64)),
+        (270, {"hflip": True}, "upper left", (32, 64)),
+        (45, {}, "upper left", (64, 32)),  # no quarter turn: as stored
+    ],
+)
+def test_a_container_is_turned_as_its_display_matrix_says(
+    tmp_path: Path, degrees: int, flips: dict[str, bool], corner: str, size: tuple[int, int]
+) -> None:
+    av = pytest.importorskip("av", reason="needs PyAV, the optional extra 'video'")
+    pixels = np.zeros((32, 64, 3), dtype=np.uint8)
+    pixels[:16, :32] = 255  # where the upper left corner goes says it all, but for one flip
+    pixels[:16, 32:] = (255, 0, 0)
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        if not hasattr(stream, "set_display_rotation"):
+            pytest.skip("this PyAV writes no display matrix")
+        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
+        stream.set_display_rotation(degrees, **flips)
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels)))
+        container.mux(stream.encode())
+    (frame,) = read_frames("a.mp4", [0], MediaPlace(str(tmp_path)), LIMITS)
+    assert frame.size == size
+    width, height = size
+    ends = {"left": width // 4, "right": 3 * width // 4, "upper": height // 4}
+    ends["lower"] = 3 * height // 4
+    row, column = corner.split()
+    found: Any = frame.getpixel((ends[column], ends[row]))
+    assert min(found) > 200, found
+    # The corner that was beside it, along the frame's longer side, is red.
+    long = (
+        {"left": "right", "right": "left"}
+        if width > height
+        else {"upper": "lower", "lower": "upper"}
+    )
+    row, column = long.get(row, row), long.get(column, column)
+    red: Any = frame.getpixel((ends[column], ends[row]))
+    assert red[0] > 200 > 100 > max(red[1:]), red
 
 
 def test_a_playlist_named_mp4_opens_nothing_else(tmp_path: Path) -> None:

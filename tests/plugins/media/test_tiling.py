@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from pegboard_plugins.media.images import ImageLimits, decode_image
-from pegboard_plugins.media.tiling import choose_grid, count_tiles, cut_tiles
+from pegboard_plugins.media.tiling import choose_grid, count_tiles, cut_tiles, degrade_tiles
 
 ASSETS = Path(__file__).resolve().parents[4] / "shared" / "assets" / "images"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -86,3 +87,17 @@ def test_pixels_of_real_photographs_equal_transformers_to_zero_of_255(max_tiles:
         mean, std = (np.array(c, np.float32)[:, None, None] for c in (MEAN, STD))
         assert theirs.shape == ours.shape, path.name
         assert np.array_equal(np.rint((theirs * std + mean) * 255), ours), path.name
+
+
+def test_a_degraded_tile_is_what_a_jpeg_of_that_quality_shows() -> None:
+    rng = np.random.default_rng(0)
+    smooth = np.linspace(0, 200, 3 * 3 * 28 * 28).reshape(3, 3, 28, 28)
+    tiles = (smooth + rng.integers(0, 40, smooth.shape)).astype(np.uint8)
+    degraded = degrade_tiles(tiles, [75, 100, 75])
+    assert degraded.shape == tiles.shape and degraded.dtype == np.uint8
+    change = np.abs(degraded.astype(int) - tiles).mean(axis=(1, 2, 3))
+    assert change[1] < change[0] < 20 and change.min() > 0
+    file = io.BytesIO()
+    Image.fromarray(tiles[2].transpose(1, 2, 0)).save(file, "JPEG", quality=75)
+    assert np.array_equal(np.asarray(Image.open(file)).transpose(2, 0, 1), degraded[2])
+    assert degrade_tiles(tiles[:0], []).shape == (0, 3, 28, 28)
