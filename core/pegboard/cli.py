@@ -90,9 +90,6 @@ def _parse(words: list[str]) -> argparse.Namespace:
     plugins = _load_plugins(arguments, warn=not wants_help, allow=allow)
     if not wants_help:
         plugins.registry.check_command_name(words[0])
-        elsewhere = plugins.registry.index.hint("command", words[0], plugins.registry.left_out)
-        if elsewhere and words[0] not in [cls.name for cls in plugins.registry.commands()]:
-            raise PluginError(f"there is no command '{words[0]}'. {elsewhere}")
     return _parser(plugins).parse_args(words)
 
 

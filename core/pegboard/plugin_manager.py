@@ -186,7 +186,8 @@ class _Loader:
             status, reason = "broken", _describe(error)
             self.registry.note_left_out(source.name, f"could not be loaded: {reason}")
             self.warnings.append(f"plugin {source} is left out: {reason}. {source.remedy}")
-        self.warnings += [f"plugin {source}: {note}. {source.remedy}" for note in notes]
+        if notes:
+            self.warnings.append(f"plugin {source}: {'; '.join(notes)}. {source.remedy}")
         return PluginRecord(source.name, source.origin, source.version, status, reason, home)
 
     def _load(self, source: PluginSource, notes: list[str]) -> str:

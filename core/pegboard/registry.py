@@ -130,8 +130,15 @@ class Registry:
         return tuple(entries[0].cls for entries in offers if len(entries) == 1)
 
     def check_command_name(self, name: str) -> None:
-        """ConfigError if several plugins offer a command of that name."""
+        """ConfigError if several plugins offer a command of that name, or one that is not loaded may.
+
+        A name that nobody knows passes: the argument parser says what there is.
+        """
         offers = self._entries[_COMMAND].get(name, [])
+        if not offers:
+            elsewhere = self.index.hint(_COMMAND, name, self._left_out) or self._may_be_in()
+            if elsewhere:
+                raise ConfigError(f"there is no command '{name}'. {elsewhere}")
         if len(offers) > 1:
             owners = ", ".join(f"'{entry.plugin}'" for entry in offers)
             raise ConfigError(
@@ -218,9 +225,13 @@ class Registry:
         if not others and near is None:
             known = ", ".join(self.names(kind)) or "none"
             message += f" Known: {known}."
-        for name, reason in self._left_out.items():
-            message += f" It may be in plugin '{name}', which {reason}."
-        return message
+        return f"{message} {self._may_be_in()}".rstrip()
+
+    def _may_be_in(self) -> str:
+        return " ".join(
+            f"It may be in plugin '{name}', which {reason}."
+            for name, reason in self._left_out.items()
+        )
 
 
 def check_offer(kind: str, cls: type[Any]) -> None:

@@ -136,3 +136,7 @@ def test_a_missing_command_is_told_with_its_package(
     assert "there is no command 'peg-more'. peg-more offers it" in capsys.readouterr().err
     assert main(["peg-less"]) == 2
     assert "usage: pegboard" in capsys.readouterr().err
+    assert main(["prepare", "x.json", "--block", "prepare"]) == 2
+    assert "no command 'prepare'. It may be in plugin 'prepare', which is blocked." in (
+        capsys.readouterr().err
+    )
