@@ -183,3 +183,16 @@ def test_blocked_and_not_allowed_plugins_are_listed_unimported(install: Install)
     [record] = [r for r in load_plugins(allow=["x"]).plugins if r.name == "peg-one"]
     assert (record.status, record.home) == ("not allowed", "")
     assert '"plugins.allow"' in record.reason
+
+
+@pytest.mark.parametrize(
+    "name", ["peg_evil.Evil", "peg_evil:Evil", "peg_evil", "../site/peg_evil.py"]
+)
+@pytest.mark.parametrize("key", ["class_name", "plugin", "preset", "_target_", "extends"])
+def test_json_imports_nothing_whatever_it_names(
+    key: str, name: str, site: Path, tmp_path: Path
+) -> None:
+    (site / "peg_evil.py").write_text("raise SystemExit('imported')")
+    config = _config(tmp_path, model={"class_name": "Qwen3", key: name}, requires=[name])
+    assert main(["check", config]) == 2
+    assert "peg_evil" not in sys.modules
