@@ -35,7 +35,14 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 # What the person at the machine can put right; any other OSError keeps its traceback.
-_DISK_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
+_DISK_ERRORS = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
@@ -35,6 +36,7 @@ from pegboard.component import (
     TransformComponent,
 )
 from pegboard.component_field import DATASET_OPTIONS, ComponentOf, rewrite_errors
+from pegboard.config_repair import ABSENT, child_of, what_is_valid
 from pegboard.config_rules import (
     DEFAULT_COLLATOR,
     DEFAULT_PACK_MAX_LENGTH,
@@ -332,12 +334,15 @@ def validate_run_config(source: ConfigSource, registry: Registry) -> LoadedConfi
     report.add(fill_in(data, registry))
     run, failed = _validate(data, registry, report)
     report.add(check_rules(data, registry))
-    checked = run if run is not None else _repaired(data, failed, registry)
-    if checked is not None:
-        report.add(check_parallel(checked))
-        for component, path in parts_of(checked):
-            if not any(one[: len(path)] == path for one in failed):
-                report.add(component.check(checked, path))
+    checked = run
+    if checked is None:
+        checked = what_is_valid(RunConfig, data, failed, {"registry": registry})
+    checks: list[Callable[[], Iterable[Problem]]] = [partial(check_parallel, checked)]
+    for component, path in parts_of(checked):
+        if not any(one[: len(path)] == path for one in failed):
+            checks.append(partial(component.check, checked, path))
+    for check in checks:
+        report.add(_asked(check, complete=run is not None))
     report.raise_if_any()
     assert run is not None
     return LoadedConfig(run, source, _dump(run))
@@ -419,49 +424,32 @@ def _json_path(loc: tuple[str | int, ...], data: Any) -> JsonPath:
     path: list[str | int] = []
     node = data
     for step in loc:
-        if node is not _ABSENT and not isinstance(node, dict | list):
+        if node is not ABSENT and not isinstance(node, dict | list):
             break
         path.append(step)
-        node = _child(node, step)
+        node = child_of(node, step)
     for depth in (1, 2):  # datasets[i].name and eval.datasets[i].name
         if len(path) == depth + 2 and path[depth - 1] == "datasets" and path[-1] in DATASET_OPTIONS:
             path.insert(-1, "dataset")
     return tuple(path)
 
 
-_ABSENT: Any = object()
-
-
-def _child(node: Any, step: str | int) -> Any:
-    if isinstance(node, dict):
-        return node.get(str(step), _ABSENT)
-    if isinstance(node, list) and isinstance(step, int) and step < len(node):
-        return node[step]
-    return _ABSENT
-
-
-def _repaired(data: dict[str, Any], failed: list[JsonPath], registry: Registry) -> RunConfig | None:
-    """The run without what is wrong, to check parts valid by themselves; None if it fails."""
-    data = copy.deepcopy(data)
-    for path in failed:
-        holder: dict[str, Any] | None = None
-        key, node = "", data
-        for step in path:
-            if isinstance(node, dict):
-                holder, key = node, str(step)
-            node = _child(node, step)
-        if holder is not None:
-            holder.pop(key, None)
+def _asked(check: Callable[[], Iterable[Problem]], *, complete: bool) -> list[Problem]:
     try:
-        return _parse(data, registry)
-    except ValidationError:
-        return None
+        return list(check())
+    except AttributeError:
+        # It looked at a part that is wrong itself, which is in the report.
+        if complete:
+            raise
+        return []
 
 
 def parts_of(run: RunConfig) -> list[tuple[Component, JsonPath]]:
     """Every part of a run with its path, nested ones included."""
     return [
-        pair for name in RunConfig.model_fields for pair in _parts_in(getattr(run, name), (name,))
+        pair
+        for name in RunConfig.model_fields
+        for pair in _parts_in(getattr(run, name, None), (name,))
     ]
 
 
@@ -472,7 +460,7 @@ def _parts_in(value: Any, path: JsonPath) -> list[tuple[Component, JsonPath]]:
         value = value.config
     if isinstance(value, ComponentConfig):
         items: list[tuple[str | int, Any]] = [
-            (n, getattr(value, n)) for n in type(value).model_fields
+            (n, getattr(value, n, None)) for n in type(value).model_fields
         ]
     elif isinstance(value, tuple | list):
         items = list(enumerate(value))

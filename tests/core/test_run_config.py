@@ -479,6 +479,21 @@ def test_parts_are_checked_beside_a_wrong_item_of_a_list(load: Loader) -> None:
     ]
 
 
+def test_parts_are_checked_beside_a_part_that_the_run_cannot_be_without(load: Loader) -> None:
+    config = minimal() | {"model": {"class_name": "TextNett"}}
+    second = copy.deepcopy(config["datasets"][0])
+    second["dataset"] |= {"name": "second", "anno_path": "missing"}
+    config["datasets"][0]["dataset"]["class_name"] = "Linez"
+    config["datasets"] += [second, "third"]
+    lines = load.problems(config)
+    assert sorted(line.split(": ")[1] for line in lines) == [
+        "datasets[0].dataset.class_name",
+        "datasets[1].dataset.anno_path",
+        "datasets[2]",
+        "model.class_name",
+    ]
+
+
 def test_no_config_whatever_it_holds_ends_in_anything_but_a_config_error(load: Loader) -> None:
     rng = random.Random(11)
     junk: list[Any] = [
