@@ -257,7 +257,10 @@ class Run:
             loss += output.loss.detach().double()
         parameters = list(module.parameters())
         norm = gradient_norm(parameters, self.ranks)
-        clip_gradients(parameters, norm, MAX_NORM)
+        if self.sharded:
+            clip_gradients(parameters, norm, MAX_NORM)
+        else:  # torch's own, on whole tensors, is what the others are held to
+            nn.utils.clip_grad_norm_(parameters, MAX_NORM)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if world > 1:

@@ -251,11 +251,13 @@ def test_sums_over_ranks_are_what_the_next_step_uses() -> None:
     layers = Layers("lagged", balancing=1.0, z=0.0)
 
     def other_rank_too(tensor: Tensor) -> None:
-        tensor.mul_(2)
+        tensor[:, 0] += 1e6  # all its tokens went to the first expert
 
     layers.losses([0, 1], 11)
     layers.balance.end_step(other_rank_too)
     torch.testing.assert_close(layers.balance.load_LE.sum(-1), torch.ones(L))
+    assert (layers.balance.load_LE[:, 0] > 0.99).all()
+    assert layers.balance.report().numbers["experts/max_violation"] > 0.99 * (E - 1)
     state: dict[str, Any] = layers.balance.state_dict()
     assert list(state) == ["load_LE"]
 
