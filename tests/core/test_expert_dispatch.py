@@ -59,6 +59,7 @@ def test_experts_that_do_not_divide_are_refused() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_layer_waits_for_the_gpu_once(group: dist.ProcessGroup) -> None:
     device = local_device()
     dispatcher = AllToAllDispatcher(group, 4)

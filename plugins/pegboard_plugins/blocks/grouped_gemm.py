@@ -69,11 +69,27 @@ def why_not_torch(
 
 
 def _torch_rows(rows_MI: Tensor, weight_EIO: Tensor, ends_E: Tensor) -> Tensor:
+    # Without a row there is nothing to launch a kernel for: not all of torch's take an empty matrix.
+    if not rows_MI.shape[0]:
+        return rows_MI.new_empty(0, weight_EIO.shape[2])
     return functional.grouped_mm(rows_MI, weight_EIO, offs=ends_E)
 
 
 def _torch_weights(left_MO: Tensor, right_MI: Tensor, ends_E: Tensor) -> Tensor:
-    return functional.grouped_mm(left_MO.t(), right_MI, offs=ends_E)
+    if not left_MO.shape[0]:
+        return left_MO.new_zeros(ends_E.shape[0], left_MO.shape[1], right_MI.shape[1])
+    out_EOI = functional.grouped_mm(left_MO.t(), right_MI, offs=ends_E)
+    # NOTE: since Blackwell (10, 0) the kernel leaves the products of empty groups unwritten; may go
+    # when pytorch/pytorch#172439 is closed.
+    if left_MO.is_cuda and torch.cuda.get_device_capability(left_MO.device) >= (10, 0):
+        _clear_empty_groups(out_EOI, ends_E)
+    return out_EOI
+
+
+def _clear_empty_groups(out_EOI: Tensor, ends_E: Tensor) -> None:
+    """Put 0 where a group has no row; no host sync."""
+    empty_E = ends_E.diff(prepend=ends_E.new_zeros(1)) == 0
+    out_EOI.masked_fill_(empty_E[:, None, None], 0)
 
 
 def _loop_rows(rows_MI: Tensor, weight_EIO: Tensor, ends_E: Tensor) -> Tensor:

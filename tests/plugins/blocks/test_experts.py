@@ -114,6 +114,23 @@ def test_both_kernels_agree_also_on_empty_groups(dtype: torch.dtype, counts: lis
         torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
+def test_what_a_kernel_leaves_unwritten_for_empty_groups_is_cleared() -> None:
+    out_EOI = torch.full((4, 2, 3), float("nan"))
+    out_EOI[[1, 3]] = 7.0
+    grouped_gemm._clear_empty_groups(out_EOI, torch.tensor([0, 5, 5, 6], dtype=torch.int32))
+    assert out_EOI.sum((1, 2)).tolist() == [0.0, 42.0, 0.0, 42.0]
+
+
+def test_torch_is_not_asked_about_no_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Its CUDA kernels were seen to refuse, and to leave unwritten, what has no rows.
+    monkeypatch.setattr(functional, "grouped_mm", None)
+    ends = torch.zeros(4, dtype=torch.int32)
+    rows, other = torch.ones(0, 16), torch.ones(0, 8)
+    assert TORCH_GROUPED_MM.rows(rows, torch.ones(4, 16, 8), ends).shape == (0, 8)
+    found = TORCH_GROUPED_MM.weights(rows, other, ends)
+    assert found.shape == (4, 16, 8) and not found.any()
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_no_token_at_all_gives_zero_gradients(kernel: GroupedGemm) -> None:
     experts = make(torch.float32, kernel)
