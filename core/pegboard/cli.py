@@ -26,7 +26,7 @@ from pegboard.command import (
     load_config,
     print_text,
 )
-from pegboard.errors import PegboardError, PluginError
+from pegboard.errors import ConfigError, PegboardError, PluginError
 from pegboard.launch_errors import is_speaker, show_error, write_error_file
 
 if TYPE_CHECKING:
@@ -170,11 +170,25 @@ class _ShowVersion(argparse.Action):
 
 def _train(arguments: argparse.Namespace) -> int:
     plugins = _load_allowed(arguments)
-    loaded = load_config(arguments, plugins)
+    try:
+        loaded = load_config(arguments, plugins)
+    except ConfigError as error:
+        if arguments.resume:
+            raise ConfigError("\n".join([str(error), *_gone(arguments, str(error))])) from error
+        raise
     from pegboard.trainer import train  # torch, only after everything is valid
 
     train(loaded, plugins, resume=arguments.resume, trust_remote_code=arguments.trust_remote_code)
     return 0
+
+
+def _gone(arguments: argparse.Namespace, report: str) -> list[str]:
+    """Which of the names that a config misses the run had when it began."""
+    from pegboard.json_source import load_layers
+    from pegboard.plugin_identity import newest_run, offered_then
+
+    run_dir = newest_run(load_layers(arguments.config, arguments.set).data)
+    return offered_then(run_dir, report) if run_dir is not None else []
 
 
 def _check(arguments: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ install. `"on_changed_plugins": "continue"` turns a refusal into a warning.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -21,7 +22,15 @@ if TYPE_CHECKING:
     from pegboard.plugin_manager import LoadedPlugins, PluginRecord
     from pegboard.run_config import RunConfig
 
-__all__ = ["MadeBy", "PluginChanges", "check_made_by", "compare_plugins", "identify_plugins"]
+__all__ = [
+    "MadeBy",
+    "PluginChanges",
+    "check_made_by",
+    "compare_plugins",
+    "identify_plugins",
+    "newest_run",
+    "offered_then",
+]
 
 MadeBy = dict[str, dict[str, Any]]
 """Plugin -> package, version, content, released, parts; JSON-able."""
@@ -111,6 +120,43 @@ def check_made_by(saved: MadeBy | None, ours: MadeBy, folder: Path, *, go_on: bo
         )
     for words in (*changes.refused, *changes.told):
         logger.warning(f"plugins changed since {folder}: {words}")
+
+
+def newest_run(data: Mapping[str, Any]) -> Path | None:
+    """Folder of the run that `--resume` would go on with, by a config that may not be valid."""
+    work_dir, name = data.get("work_dir", "work_dirs"), data.get("run_name")
+    if not isinstance(work_dir, str):
+        return None
+    if isinstance(name, str):
+        return Path(work_dir) / name
+    runs = [path.parent for path in Path(work_dir).glob("*/checkpoints")]
+    return max(runs, key=lambda run: run.stat().st_mtime, default=None)
+
+
+def offered_then(run_dir: Path, report: str) -> list[str]:
+    """Lines on parts that a config error misses and that a run's own plugins.json had.
+
+    Args:
+        run_dir: folder of the run that is to go on.
+        report: the error; it has missing names in single quotes.
+    """
+    file = run_dir / "plugins.json"
+    try:
+        then = json.loads(file.read_text(encoding="utf-8"))
+        found = [
+            (part["kind"].replace("_", " "), part["class_name"], record)
+            for record in then
+            for part in record["parts"]
+        ]
+        return [
+            f"{file}: {kind} '{name}' came from plugin '{record['name']}' "
+            f"({record['origin']} {record['version']}".rstrip()
+            + ") when this run began"
+            for kind, name, record in found
+            if f"no {kind} named '{name}'" in report
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []  # it only adds to another error
 
 
 def _identity(record: PluginRecord, parts: list[str]) -> dict[str, Any]:

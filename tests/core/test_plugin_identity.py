@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from loguru import logger
 
+from pegboard.cli import main
 from pegboard.errors import CheckpointError
 from pegboard.plugin_identity import check_made_by, compare_plugins, identify_plugins
 from pegboard.plugin_manager import load_plugins
@@ -187,3 +188,31 @@ def test_a_checkpoint_of_before_says_so_and_goes_on(told: list[str]) -> None:
 def test_what_a_checkpoint_says_is_checked_before_it_is_used(junk: Any) -> None:
     with pytest.raises(CheckpointError, match="can't be read"):
         check_made_by(copy.deepcopy(junk), _one(), FOLDER, go_on=True)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_plugin_that_is_gone_since_the_run_began_is_named_when_it_is_to_go_on(
+    named: bool, install: Install, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("peg-gone", SOUND)
+    run_dir = tmp_path / "work" / "mine"
+    (run_dir / "checkpoints").mkdir(parents=True)
+    (run_dir / "plugins.json").write_text(json.dumps(load_plugins().describe()))
+    config = tmp_path / "config.json"
+    fields: dict[str, Any] = {"extends": str(QUICKSTART), "work_dir": str(tmp_path / "work")}
+    fields |= {"loss": {"class_name": "PegLoss"}, "run_name": "mine" if named else None}
+    config.write_text(json.dumps(fields))
+    words = ["train", str(config), "--no-third-party"]
+    told = (
+        f"{run_dir}/plugins.json: loss 'PegLoss' came from plugin 'peg-gone' "
+        "(distribution peg-gone 1.2) when this run began"
+    )
+    assert main([*words, "--resume"]) == 2
+    error = capsys.readouterr().err
+    assert "no loss named 'PegLoss'" in error
+    assert error.splitlines()[-1] == told
+    assert main(words) == 2
+    assert told not in capsys.readouterr().err
+    (run_dir / "plugins.json").write_text("[7]")
+    assert main([*words, "--resume"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

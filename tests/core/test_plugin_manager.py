@@ -167,6 +167,14 @@ def test_a_broken_plugin_is_named_with_place_reason_and_remedy_and_the_rest_go_o
     assert loaded.registry.plugin_of("loss", "PegGood") == "peg_good"
 
 
+def test_a_hook_of_another_version_may_be_optional(tmp_path: Path) -> None:
+    later = "\n@pegboard.hookimpl(optionalhook=True)\ndef register_of_another_version(register):\n    1 / 0\n"
+    file = _write(tmp_path, "peg_later", SOUND.format(name="PegLater") + later)
+    loaded = _load_files(file)
+    assert _record(loaded, "peg_later").status == "loaded"
+    assert loaded.warnings == ()
+
+
 def test_two_plugins_may_offer_one_name(tmp_path: Path) -> None:
     one = _write(tmp_path, "peg_one", SOUND.format(name="PegLoss"))
     two = _write(tmp_path, "peg_two", SOUND.format(name="PegLoss"))

@@ -65,7 +65,7 @@ def test_other_code_under_one_version_is_refused_until_told_to_go_on(
     refused = torchrun(2, "core/run.py", *words, timeout_s=120)
     assert refused.returncode == 1, refused.stderr[-3000:]  # torchrun's for our 2
     assert "was made with other plugins: the code of plugin 'peg-pinned' changed" in refused.stderr
-    assert "Traceback" not in refused.stderr
+    assert "check_made_by" not in refused.stderr  # torchrun has a traceback, we have none
 
     told = run_alone(*words, "--set", "on_changed_plugins=continue")
     assert told.returncode == 0, told.stderr[-3000:]
