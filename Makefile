@@ -1,12 +1,12 @@
 # `make quickstart` goes from a clone to a model that trained and answered, `make quickstart-vlm` to one that says
-# what pictures show; `make test` runs the fast tests.
+# what pictures show; `make test` runs the fast tests; `make docs` writes the documentation to site/.
 # The environment is made once: a stamp file says that it fits pyproject.toml and constraints.txt.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: quickstart quickstart-vlm test
+.PHONY: docs quickstart quickstart-vlm test
 
 quickstart: $(VENV)/.installed
 	$(BIN)/torchrun --nproc-per-node 1 core/run.py configs/quickstart.json
@@ -19,6 +19,9 @@ quickstart-vlm: $(VENV)/.installed-media
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q
+
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -33,4 +36,8 @@ $(VENV)/.installed-media: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) --editable ".[dev]"
+	@touch $(VENV)/.installed $@
+
+$(VENV)/.installed-docs: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) --editable ".[docs]"
 	@touch $(VENV)/.installed $@

@@ -71,9 +71,17 @@ def _table(schema: Mapping[str, Any], complete: Mapping[str, Any] | None = None)
         default = "required" if name in required else ""
         if "default" in field:
             default = f"`{json.dumps(field['default'])}`"
-        meaning = str(field.get("description", "")).replace("|", "\\|")
+        meaning = _text(str(field.get("description", "")))
         rows.append(f"| `{name}` | {_type(field)} | {default} | {meaning} |")
     return "\n".join(rows) + "\n" if len(rows) > 2 else "No fields.\n"
+
+
+def _text(description: str) -> str:
+    """For a cell of a table; `<image>` outside of code is no HTML."""
+    parts = description.replace("|", "\\|").split("`")
+    return "`".join(
+        part if number % 2 else part.replace("<", "&lt;") for number, part in enumerate(parts)
+    )
 
 
 def _type(field: Mapping[str, Any]) -> str:

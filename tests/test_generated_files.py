@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -19,3 +20,11 @@ def test_generated_files_are_what_the_code_says() -> None:
         assert path.read_text(encoding="utf-8") == text, (
             f"{path.name} is stale: run python docs/generate_reference.py"
         )
+
+
+def test_every_page_stands_in_the_navigation_of_the_site() -> None:
+    pages = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
+    config = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    listed = set(re.findall(r"(?:: |- )([\w/.-]+\.md)$", config, flags=re.MULTILINE))
+    assert pages - listed == set(), "name them under `nav:` in mkdocs.yml"
+    assert listed - pages == set(), "these pages are gone: take them out of mkdocs.yml"
