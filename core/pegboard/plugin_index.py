@@ -17,7 +17,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
-from pegboard.plugin_sources import distributions_with, plain_name
+from pegboard.plugin_sources import distributions_with, name_and_version, plain_name
 
 __all__ = ["INDEX_GROUP", "KnownPackage", "PluginIndex", "read_index"]
 
@@ -81,13 +81,13 @@ class PluginIndex:
         for distribution in distributions_with(INDEX_GROUP) if self._third_party else ():
             try:
                 points = list(distribution.entry_points.select(group=INDEX_GROUP))
-                owner = distribution.metadata["Name"] or "?"
-            except (OSError, TypeError, ValueError):
+            except (TypeError, ValueError):
                 continue
             for point in points:
                 file = _file_of(point.value)
                 if file is not None:
-                    yield from read_index(file, owner)
+                    owner = name_and_version(distribution)[0]
+                    yield from read_index(file, owner or point.name)
 
 
 def read_index(path: Path, says: str = "") -> list[KnownPackage]:

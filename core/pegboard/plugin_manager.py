@@ -7,10 +7,7 @@ and never imported.
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import sys
-import traceback
 import warnings
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import nullcontext
@@ -22,7 +19,8 @@ from typing import Any, Literal, NamedTuple
 import pluggy
 
 from pegboard import hookspecs
-from pegboard.errors import PegboardError, PluginError
+from pegboard.errors import PluginError
+from pegboard.plugin_faults import check_hooks, describe_fault, signature_fault
 from pegboard.plugin_guard import guarded
 from pegboard.plugin_index import PluginIndex
 from pegboard.plugin_sources import ENTRY_POINT_GROUP, PluginSource, find_plugins, plain_name
@@ -36,8 +34,6 @@ __all__ = [
     "PluginRecord",
     "load_plugins",
 ]
-
-_OUR_FRAMES = (str(Path(__file__).parent), str(Path(pluggy.__file__).parent), "<frozen ")
 
 Status = Literal["loaded", "blocked", "not allowed", "broken"]
 
@@ -183,7 +179,7 @@ class _Loader:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001 - a stranger's code, SystemExit included
-            status, reason = "broken", _describe(error)
+            status, reason = "broken", describe_fault(error)
             self.registry.note_left_out(source.name, f"could not be loaded: {reason}")
             self.warnings.append(f"plugin {source} is left out: {reason}. {source.remedy}")
         if notes:
@@ -226,8 +222,8 @@ class _Loader:
             try:
                 self._manager.register(plugin, name)
             except pluggy.PluginValidationError as error:
-                raise _signature_error(plugin, error) from error
-            _check_hooks(plugin, self._manager)
+                raise signature_fault(plugin, error) from error
+            check_hooks(plugin, self._manager)
         notes += [f"{one.filename}:{one.lineno}: {one.message}" for one in caught]
 
     def _note_implementations(self, plugin: object, name: str, register: _Register) -> None:
@@ -256,36 +252,6 @@ class _Register:
         self.classes.append(cls)
 
 
-def _check_hooks(plugin: object, manager: pluggy.PluginManager) -> None:
-    callers = manager.get_hookcallers(plugin) or []
-    if not callers:
-        raise PluginError("it has no hooks; mark its register functions with @pegboard.hookimpl")
-    known = list(HOOKS.values())
-    for caller in callers:
-        own = [one for one in caller.get_hookimpls() if one.plugin is plugin]
-        # An optional one is of another version of Pegboard, and its author knows.
-        if not caller.has_spec() and not all(one.optionalhook for one in own):
-            near = nearest(caller.name, known)
-            hint = f" Did you mean '{near}'?" if near else f" Hooks: {', '.join(known)}."
-            place = implementation_place(getattr(plugin, caller.name))
-            raise PluginError(f"{place}: there is no hook '{caller.name}'.{hint}")
-
-
-def _signature_error(plugin: object, error: pluggy.PluginValidationError) -> PluginError:
-    """pluggy's four lines in one, at the function that is wrong."""
-    text = " ".join(str(error).split())
-    for hook in HOOKS.values():
-        function = getattr(plugin, hook, None)
-        if function is not None and f"hook {hook!r}" in str(error):
-            if "Argument(s)" not in text:
-                return PluginError(f"{implementation_place(function)}: {text}")
-            return PluginError(
-                f"{implementation_place(function)}: {hook}{inspect.signature(function)} does not fit "
-                f"the hook; write def {hook}(register)"
-            )
-    return PluginError(text)
-
-
 def _home(plugin: object, source: PluginSource) -> str:
     """Folder of the plugin's package (the whole of a distribution's), or its file."""
     owner = plugin if isinstance(plugin, ModuleType) else sys.modules.get(type(plugin).__module__)
@@ -300,23 +266,3 @@ def _home(plugin: object, source: PluginSource) -> str:
         return ""
     path = Path(file).resolve()
     return str(path.parent if path.name == "__init__.py" else path)
-
-
-def _describe(error: BaseException) -> str:
-    """One line: the plugin's own place, then what happened there."""
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith(_OUR_FRAMES)
-        and not frame.filename.startswith(str(Path(importlib.__file__).parent))
-    ]
-    place = f"{frames[-1].filename}:{frames[-1].lineno}: " if frames else ""
-    if isinstance(error, SyntaxError) and error.filename:
-        place = f"{error.filename}:{error.lineno}: "
-    try:
-        text = " ".join(str(error).split())
-    except Exception:  # noqa: BLE001 - a stranger's __str__
-        text = "its message can't be shown"
-    if isinstance(error, PegboardError):
-        return f"{place}{text}"
-    return f"{place}{type(error).__name__}: {text}"

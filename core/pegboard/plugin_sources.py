@@ -26,6 +26,7 @@ __all__ = [
     "PluginSource",
     "distributions_with",
     "find_plugins",
+    "name_and_version",
     "plain_name",
 ]
 
@@ -98,7 +99,7 @@ def distributions_with(group: str) -> Iterator[metadata.Distribution]:
             continue
         if not text or not re.search(rf"^\s*\[\s*{re.escape(group)}\s*\]", text, re.MULTILINE):
             continue
-        name = _name_and_version(distribution)[0]
+        name = name_and_version(distribution)[0]
         if plain_name(name) in seen:
             continue
         seen.add(plain_name(name))
@@ -109,14 +110,14 @@ def distributions_with(group: str) -> Iterator[metadata.Distribution]:
         yield first
 
 
-def _name_and_version(distribution: metadata.Distribution) -> tuple[str, str]:
+def name_and_version(distribution: metadata.Distribution) -> tuple[str, str]:
     """Read once: each property parses the whole file. Empty strings if it says neither."""
     try:
         fields = distribution.metadata
     except (OSError, TypeError, ValueError):  # no METADATA, or not a text
         return "", ""
-    name, version = fields["Name"], fields["Version"]  # None where the file has none
-    return name or "", version or ""
+    name = fields["Name"] if "Name" in fields else ""
+    return name, fields["Version"] if "Version" in fields else ""
 
 
 def _built_ins() -> Iterator[PluginSource]:
@@ -154,7 +155,7 @@ def _may_have_hooks(name: str) -> bool:
 def _entry_points(taken: set[str]) -> Iterator[PluginSource]:
     found: list[tuple[str, str, str, str, Callable[[], object]]] = []
     for distribution in distributions_with(ENTRY_POINT_GROUP):
-        owner, version = _name_and_version(distribution)
+        owner, version = name_and_version(distribution)
         try:
             points = list(distribution.entry_points.select(group=ENTRY_POINT_GROUP))
         except (TypeError, ValueError) as error:

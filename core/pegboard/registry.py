@@ -228,9 +228,12 @@ class Registry:
         return f"{message} {self._may_be_in()}".rstrip()
 
     def _may_be_in(self) -> str:
+        names: dict[str, list[str]] = {}
+        for name, reason in self._left_out.items():
+            names.setdefault(reason, []).append(f"'{name}'")
         return " ".join(
-            f"It may be in plugin '{name}', which {reason}."
-            for name, reason in self._left_out.items()
+            f"It may be in plugin {' or '.join(plugins)}, which {reason}."
+            for reason, plugins in names.items()
         )
 
 

@@ -29,6 +29,7 @@ LIGHT = (
     "hookspecs",
     "json_source",
     "launch_errors",
+    "plugin_faults",
     "plugin_guard",
     "plugin_identity",
     "plugin_index",

@@ -113,6 +113,14 @@ def test_a_missing_name_recalls_the_plugins_that_are_broken() -> None:
         registry.find("loss", "Qxz")
 
 
+def test_plugins_that_are_left_out_for_one_reason_are_named_together() -> None:
+    registry = _filled()
+    for name in ("one", "two"):
+        registry.note_left_out(name, "is not allowed")
+    with pytest.raises(ConfigError, match="in plugin 'one' or 'two', which is not allowed"):
+        registry.find("loss", "Qxz")
+
+
 def test_a_contested_name_is_an_error_only_when_used_without_a_plugin() -> None:
     registry = _filled()
     twin = _twin()
