@@ -42,7 +42,6 @@ __all__ = [
     "build_run_data",
     "find_weights_folder",
     "tokenizer_fits",
-    "use_all_cores",
 ]
 
 
@@ -96,9 +95,24 @@ def build_model(
     run: RunConfig, ranks: Ranks, tokenizer: Tokenizer, weights: Path | None
 ) -> ModelOnRanks:
     """Build on meta, shard, initialise, load. Collective."""
-    compute_name = run.precision.compute_dtype
+    compute_name, reduce_name = run.precision.compute_dtype, run.precision.reduce_dtype
     compute = getattr(torch, compute_name) if compute_name else default_compute_dtype(ranks.device)
-    master = torch.promote_types(compute, torch.float32)
+    # A float64 run is float64 all over.
+    reduce = compute if compute == torch.float64 else getattr(torch, reduce_name)
+    built = _build_on_meta(run, torch.promote_types(compute, torch.float32))
+    tokenizer_fits(tokenizer, built)
+    built.hf_config = export_config(run.model, built.hf_config, weights)
+    _freeze(built, compute)
+    checkpointing = run.activation_checkpointing
+    apply_activation_checkpointing(built, checkpointing.mode, checkpointing.ratio)
+    module = shard_model(built, ranks, compute, reduce)
+    module.to_empty(device=ranks.device)
+    loaded_dtype = _fill(run, built, weights)
+    return ModelOnRanks(built, module, run.loss.build(), loaded_dtype)
+
+
+def _build_on_meta(run: RunConfig, master: torch.dtype) -> BuiltModel:
+    """The model after its transforms, every parameter in the map of its weights."""
     previous = torch.get_default_dtype()
     torch.set_default_dtype(master)
     try:
@@ -113,33 +127,31 @@ def build_model(
         raise PluginError(
             f"model '{type(run.model).__name__}': no weight map entry for {', '.join(unmapped)}"
         )
-    tokenizer_fits(tokenizer, built)
-    built.hf_config = export_config(run.model, built.hf_config, weights)
+    return built
+
+
+def _freeze(built: BuiltModel, compute: torch.dtype) -> None:
     for name, parameter in built.module.named_parameters():
         trains = not (built.frozen and name.startswith(built.frozen))
         parameter.requires_grad_(trains)
         if not trains and parameter.is_floating_point():
             # Master weights in float32 are for what an optimizer moves.
             parameter.data = parameter.data.to(compute)
-    apply_activation_checkpointing(
-        built, run.activation_checkpointing.mode, run.activation_checkpointing.ratio
-    )
-    reduce = torch.promote_types(getattr(torch, run.precision.reduce_dtype), compute)
-    if compute != torch.float64:
-        reduce = getattr(torch, run.precision.reduce_dtype)
-    module = shard_model(built, ranks, compute, reduce)
-    module.to_empty(device=ranks.device)
+
+
+def _fill(run: RunConfig, built: BuiltModel, weights: Path | None) -> str | None:
+    """Draw what is not loaded and load the rest; returns the dtype that was loaded."""
     resize = _resizes_embeddings(run.model)
     # What is loaded whole needs no drawing; loading fails before it copies if anything is missing.
     loaded_whole = weights is not None and not resize
     skip = {entry.ours for entry in built.weight_map.entries} if loaded_whole else set()
-    init_module_weights(module, run.seed, skip=skip)
+    init_module_weights(built.module, run.seed, skip=skip)
     loaded_dtype = None
     if weights is None:
         logger.info("load_from is not set: training starts from scratch")
     else:
         report = load_published_weights(
-            module,
+            built.module,
             built.weight_map,
             weights,
             resize_embeddings=resize,
@@ -153,13 +165,13 @@ def build_model(
         loaded_dtype = report.dtype
     if built.adapter is not None and built.adapter.load_from is not None:
         load_published_weights(
-            module,
+            built.module,
             built.adapter.weight_map,
             built.adapter.load_from,
             file_name="adapter_model.safetensors",
         )
         logger.info(f"loaded the adapter of {built.adapter.load_from}")
-    return ModelOnRanks(built, module, run.loss.build(), loaded_dtype)
+    return loaded_dtype
 
 
 def _resizes_embeddings(model: ModelComponent) -> bool:
@@ -222,10 +234,3 @@ def build_run_data(
         num_workers=num_workers,
         pin_memory=ranks is not None and takes_pinned_memory(ranks.device),
     )
-
-
-def use_all_cores() -> None:
-    """Undo torchrun's OMP_NUM_THREADS=1 on the CPU: share the machine's cores among its local ranks."""
-    if not torch.cuda.is_available() and "LOCAL_WORLD_SIZE" in os.environ:
-        local = int(os.environ["LOCAL_WORLD_SIZE"])
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local))

@@ -1,6 +1,6 @@
 """The one seam to the hardware: which device, which backend, how much memory.
 
-Nothing else in the core says `cuda`.
+Nothing else in the core asks `torch.cuda`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,13 @@ __all__ = [
     "communication_backend",
     "default_compute_dtype",
     "device_memory_bytes",
+    "device_name",
     "local_device",
     "peak_memory_gib",
+    "random_states",
+    "set_random_state",
     "takes_pinned_memory",
+    "use_all_cores",
 ]
 
 
@@ -69,3 +73,31 @@ def peak_memory_gib(device: torch.device) -> float:
 def takes_pinned_memory(device: torch.device) -> bool:
     """Copies to the device are faster, and wait for nothing, from page-locked memory."""
     return device.type == "cuda"
+
+
+def device_name(device: torch.device) -> str:
+    """What the device calls itself, for people."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def random_states() -> dict[str, torch.Tensor]:
+    """uint8 state of torch's generator of each device type in use, by type."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_initialized():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def set_random_state(device_type: str, state: torch.Tensor) -> None:
+    """Put back one of `random_states`."""
+    if device_type == "cpu":
+        torch.set_rng_state(state)
+    else:
+        torch.cuda.set_rng_state(state)
+
+
+def use_all_cores() -> None:
+    """Undo torchrun's OMP_NUM_THREADS=1 on the CPU: share the machine's cores among its local ranks."""
+    if not torch.cuda.is_available() and "LOCAL_WORLD_SIZE" in os.environ:
+        local = int(os.environ["LOCAL_WORLD_SIZE"])
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local))

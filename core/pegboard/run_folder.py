@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from loguru import logger
 
+from pegboard.device import device_name
 from pegboard.errors import ConfigError
 from pegboard.tracking import TableTracker
 
@@ -123,7 +124,7 @@ def describe_environment(device: torch.device, world_size: int) -> dict[str, Any
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "device": device_name(device),
         "world_size": world_size,
         "cpu_count": os.cpu_count(),
         "torch": torch.__version__,

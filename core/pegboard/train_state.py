@@ -31,6 +31,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
 from pegboard.commit import all_ranks, commit_folder, rank_and_world, write_text
+from pegboard.device import random_states, set_random_state
 from pegboard.errors import CheckpointError
 from pegboard.initialization import plain_name
 from pegboard.optimizer_state import (
@@ -270,18 +271,12 @@ def _read_state(folder: Path) -> dict[str, Any]:
 
 def _random_state(rank: int) -> dict[str, Tensor]:
     """uint8 states of torch's generators on this rank, under names of its own."""
-    states = {f"random.{rank}.cpu": torch.get_rng_state()}
-    if torch.cuda.is_initialized():
-        states[f"random.{rank}.cuda"] = torch.cuda.get_rng_state()
-    return states
+    return {f"random.{rank}.{device}": state for device, state in random_states().items()}
 
 
 def _restore_random_state(states: Mapping[str, Tensor]) -> None:
     for name, state in states.items():
-        if name.endswith(".cpu"):
-            torch.set_rng_state(state)
-        else:
-            torch.cuda.set_rng_state(state)
+        set_random_state(name.rpartition(".")[2], state)
 
 
 def _check_same(

@@ -25,7 +25,6 @@ from pegboard.assemble import (
     build_optimizer,
     build_run_data,
     find_weights_folder,
-    use_all_cores,
 )
 from pegboard.callback_calls import CallbackCalls
 from pegboard.callbacks import CheckpointSaved, StepEnd, TrainEnd, TrainFailure, TrainStart
@@ -33,7 +32,7 @@ from pegboard.contracts import Batch, ModelOutput, Tokenizer
 from pegboard.data_loading import Cursor, DataSource
 from pegboard.data_report import describe_plan
 from pegboard.data_state import cursor_of, data_state
-from pegboard.device import local_device, peak_memory_gib
+from pegboard.device import local_device, peak_memory_gib, use_all_cores
 from pegboard.errors import TrainingError
 from pegboard.evaluation import Evaluator
 from pegboard.parallel import (

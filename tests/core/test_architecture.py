@@ -152,6 +152,15 @@ def test_only_run_py_and_the_package_live_in_the_core_source_root() -> None:
     }
 
 
+def test_only_the_device_room_of_the_core_asks_torch_about_cuda() -> None:
+    guilty = [
+        str(path.relative_to(ROOT))
+        for path in _python_files(CORE)
+        if path.name != "device.py" and "torch.cuda" in path.read_text(encoding="utf-8")
+    ]
+    assert guilty == []
+
+
 def test_no_file_is_named_after_nothing() -> None:
     banned = {"utils", "util", "common", "misc", "helpers", "helper"}
     guilty = [
