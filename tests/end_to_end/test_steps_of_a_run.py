@@ -157,7 +157,7 @@ def test_a_sigterm_to_one_rank_stops_all_after_the_same_step(
     )
     assert result.returncode == 0, result.stderr[-3000:]
     # Told with the counts of the step after the one in which it came.
-    assert "stopped by SIGTERM after step 3" in result.stderr
+    assert "stopped after step 3: SIGTERM" in result.stderr
     saved = tmp_path / "a" / "run" / "checkpoints"
     assert [path.name for path in saved.iterdir()] == ["step_00000003"]
     assert time.monotonic() - begin < 100
