@@ -51,7 +51,8 @@ def guarded(source: PluginSource) -> Iterator[list[str]]:
         timer.cancel()
         if output.first_line:
             notes.append(f"it prints while it is loaded: {output.first_line!r}")
-        notes += [f"it changes {what} (undone)" for what in before.undo()]
+        for what in before.undo():
+            notes.append(f"it changes {what}" + ("" if "can't be undone" in what else " (undone)"))
 
 
 def _tell_slow(source: PluginSource) -> None:
@@ -82,6 +83,9 @@ class _Diverted:
         for line in lines:
             self.write(line)
 
+    def close(self) -> None:
+        """The stream is not the plugin's to close."""
+
     @property
     def first_line(self) -> str:
         lines = self._kept.strip().splitlines()
@@ -104,8 +108,11 @@ class _Snapshot:
         changed = []
         for what, read, old, restore in self._watched:
             if old is not None and read() != old:
+                try:
+                    restore(old)
+                except (OSError, TypeError, ValueError) as error:
+                    what += f", which can't be undone: {error}"
                 changed.append(what)
-                restore(old)
         changed += self._undo_environment()
         if sys.path[: len(self._path)] != self._path:
             changed.append("the order of sys.path")
@@ -155,6 +162,25 @@ def _restore_random(state: Any) -> None:
         sys.modules["random"].setstate(state)
 
 
+def _torch_modes() -> tuple[str, bool, str]:
+    """As torch starts with, where nobody has imported it: the plugin may be who does."""
+    torch = sys.modules.get("torch")
+    if torch is None or not hasattr(torch, "get_float32_matmul_precision"):
+        return "float32", True, "highest"
+    return (
+        str(torch.get_default_dtype()).removeprefix("torch."),
+        torch.is_grad_enabled(),
+        torch.get_float32_matmul_precision(),
+    )
+
+
+def _restore_torch(modes: tuple[str, bool, str]) -> None:
+    torch = sys.modules["torch"]
+    torch.set_default_dtype(getattr(torch, modes[0]))
+    torch.set_grad_enabled(modes[1])
+    torch.set_float32_matmul_precision(modes[2])
+
+
 def _logging_state() -> tuple[int, tuple[logging.Handler, ...], int]:
     root = logging.getLogger()
     return root.level, tuple(root.handlers), root.manager.disable
@@ -183,4 +209,5 @@ _WATCHED: tuple[tuple[str, Callable[[], Any], Callable[[Any], object]], ...] = (
     ("sys.stderr", lambda: sys.stderr, lambda old: setattr(sys, "stderr", old)),
     ("sys.excepthook", lambda: sys.excepthook, lambda old: setattr(sys, "excepthook", old)),
     ("the state of random", _random_state, _restore_random),
+    ("torch's default dtype, gradient mode or precision", _torch_modes, _restore_torch),
 )

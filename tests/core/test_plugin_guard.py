@@ -158,6 +158,49 @@ def test_a_plugin_that_replaces_stdout_is_named(install: Install) -> None:
     assert "it replaces sys.stdout (undone)" in line
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "set_default_dtype(torch.float64)",
+        "set_grad_enabled(False)",
+        "set_float32_matmul_precision('medium')",
+    ],
+)
+def test_modes_of_torch_that_change_all_numbers_are_undone(change: str, install: Install) -> None:
+    import torch
+
+    def modes() -> tuple[Any, ...]:
+        precision = torch.get_float32_matmul_precision()
+        return torch.get_default_dtype(), torch.is_grad_enabled(), precision
+
+    before = modes()
+    install("peg-modes", f"import torch; torch.{change}" + SOUND)
+    [line] = _said_of(load_plugins(), "peg-modes")
+    assert "it changes torch's default dtype, gradient mode or precision (undone)" in line
+    assert modes() == before
+
+
+def test_what_cannot_be_undone_is_told_and_stops_nothing(
+    install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    install("peg-mover", f"import os; os.chdir('/'); os.rmdir({str(folder)!r})" + SOUND)
+    loaded = load_plugins()
+    assert _status(loaded, "peg-mover") == "loaded"
+    [line] = _said_of(loaded, "peg-mover")
+    assert "it changes the current folder, which can't be undone: " in line
+
+
+def test_a_plugin_that_closes_stdout_closes_nothing(
+    install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("peg-closer", "import sys; sys.stdout.close()" + SOUND)
+    assert main(["check", QUICKSTART]) == 0
+    assert capsys.readouterr().out.startswith("ok: ")
+
+
 def test_narrow_changes_that_libraries_make_are_not_told(install: Install) -> None:
     code = (
         "import os, sys, warnings, logging\n"
