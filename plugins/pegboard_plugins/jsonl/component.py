@@ -31,7 +31,8 @@ class JsonlDataset(DatasetComponent):
     class Config(ComponentConfig):
         anno_path: str = Field(
             min_length=1,
-            description="A file of JSON lines (also .gz and .zst) or of parquet rows, or a folder "
+            description="A file of JSON lines (also .gz and .zst), of one JSON list of records "
+            "(.json) or of parquet rows, or a folder "
             "searched recursively for *.jsonl, *.jsonl.gz, *.jsonl.zst and *.parquet "
             "(sorted by path; hidden files and folders are left out).",
         )

@@ -19,6 +19,7 @@ import numpy as np
 
 from pegboard import DataError, SampleKey
 from pegboard_plugins.records.compressed_lines import CompressedLines
+from pegboard_plugins.records.json_array import is_json_array
 from pegboard_plugins.records.line_index import LineIndex, num_index_threads
 from pegboard_plugins.records.parquet_rows import ParquetRows
 
@@ -85,7 +86,9 @@ class JsonlRecords:
             raise DataError(
                 f"{error.filename}: can't read the file: {error.strerror or error}"
             ) from error
-        text = json.dumps([state, max_records, media_root])
+        # Lists were refused once, and what was prepared then says so.
+        lists = ["lists"] if any(path.endswith(".json") for path in files) else []
+        text = json.dumps([state, max_records, media_root, *lists])
         self._fingerprint = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
     def __len__(self) -> int:
@@ -146,6 +149,6 @@ def _open_all(paths: Sequence[str], unpack_dir: str) -> tuple[_RecordFile, ...]:
 def _open_records(path: str, unpack_dir: str, num_threads: int | None) -> _RecordFile:
     if path.endswith(".parquet"):
         return ParquetRows(path)
-    if path.endswith((".gz", ".zst")):
+    if path.endswith((".gz", ".zst")) or is_json_array(path):
         return CompressedLines(path, unpack_dir)
     return LineIndex(path, num_threads=num_threads)

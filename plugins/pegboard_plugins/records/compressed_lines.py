@@ -1,7 +1,7 @@
-"""Lines of a .gz or .zst file by number.
+"""Lines of a .gz or .zst file, or records of a .json list, by number.
 
-Neither format can be entered in the middle, so the file is unpacked once into a cache folder, under
-a name made of its path, size and time, and read there; messages name the compressed file. Several
+None of these can be entered in the middle, so the file is unpacked once into a cache folder, under
+a name made of its path, size and time, and read there; messages name the file itself. Several
 processes may do so at once: each writes a file of its own, and renaming it is atomic.
 """
 
@@ -19,6 +19,7 @@ from typing import Any
 
 from pegboard.errors import DataError
 from pegboard_plugins.records.file_kinds import missing_package
+from pegboard_plugins.records.json_array import iter_array_lines
 from pegboard_plugins.records.line_index import LineIndex, parse_json_line
 
 __all__ = ["CompressedLines"]
@@ -30,7 +31,7 @@ class CompressedLines:
     """Lines of one compressed file; the same methods as `LineIndex`.
 
     Args:
-        path: a file whose name ends in .gz or .zst.
+        path: a file whose name ends in .gz or .zst, or a list of records in .json.
         unpack_dir: folder of unpacked files; made where missing.
 
     Raises:
@@ -79,6 +80,8 @@ def _unpack(path: str, unpack_dir: str) -> str:
     if (problem := missing_package(path)) is not None:
         raise DataError(f"{path}: {problem}")
     errors: tuple[type[Exception], ...] = (EOFError, zlib.error, gzip.BadGzipFile)
+    if path.endswith(".json"):
+        errors = (ValueError,)
     if path.endswith(".zst"):
         import zstandard
 
@@ -92,6 +95,8 @@ def _unpack(path: str, unpack_dir: str) -> str:
             target.parent.mkdir(parents=True, exist_ok=True)
             _write_whole(path, target)
     except errors as error:
+        if path.endswith(".json"):
+            raise DataError(f"{path}: it is no whole JSON list of records: {error}") from error
         raise DataError(f"{path}: can't unpack it, it is damaged or cut off: {error}") from error
     except OSError as error:
         raise DataError(f"{path}: can't unpack it: {error.strerror or error}") from error
@@ -99,7 +104,10 @@ def _unpack(path: str, unpack_dir: str) -> str:
 
 
 def _write_whole(path: str, target: Path) -> None:
-    blocks = _gzip_blocks(path) if path.endswith(".gz") else _zstd_blocks(path)
+    if path.endswith(".json"):
+        blocks = iter_array_lines(path)
+    else:
+        blocks = _gzip_blocks(path) if path.endswith(".gz") else _zstd_blocks(path)
     with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".part", delete=False) as draft:
         try:
             for block in blocks:
