@@ -201,6 +201,8 @@ def rewrite_errors(
             kind, message = "missing_key", f"{what} is missing"
         elif one["type"] == "too_short" and len(one["input"]) >= one["ctx"]["min_length"]:
             continue  # pydantic counts valid items only, and their own errors are here
+        elif one["type"] == "default_factory_not_called":
+            continue  # the default is made of other fields, and their own errors are here
         elif one["type"] in ("too_short", "too_long"):
             message = f"expected {_item_count(one['ctx'])}, found {len(one['input'])}"
         elif one["type"] in ("value_error", "assertion_error"):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import pytest
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from pegboard.component import (
     CollatorComponent,
@@ -31,6 +31,7 @@ from pegboard.component import (
     TokenizerComponent,
     TrackerComponent,
 )
+from pegboard.component_field import rewrite_errors
 from pegboard.config_schema import run_config_schema
 from pegboard.errors import ConfigError
 from pegboard.registry import Registry
@@ -629,3 +630,15 @@ def test_a_run_name_cannot_leave_the_work_dir(name: str) -> None:
     with pytest.raises(ValidationError) as caught:
         RunConfig.model_validate({"run_name": name}, context=context)
     assert any(error["loc"] == ("run_name",) for error in caught.value.errors())
+
+
+def test_a_default_made_of_other_fields_adds_nothing_to_their_errors() -> None:
+    class Halves(ComponentConfig):
+        width: int = Field(description="Width.")
+        half: int = Field(default_factory=lambda data: data["width"] // 2, description="Half.")
+
+    assert Halves.model_validate_json('{"width": 6}').half == 3
+    with pytest.raises(ValidationError) as caught:
+        Halves.model_validate_json('{"width": "six"}')
+    (problem,) = rewrite_errors(caught.value, Halves).errors()
+    assert problem["loc"] == ("width",)

@@ -2,7 +2,10 @@
 
 Options: `make_batch(examples, scale) -> Batch` for a model that needs more than text;
 `reference(folder, batch) -> logits_TV`, what another implementation gives for the published weights
-in `folder`, and `tolerance` (1e-4) for it; `vocab_size` where the config says none.
+in `folder`, and `tolerance` (1e-4) for it; `reference_gradients(folder, batch) -> {published name:
+gradient}` of the cross entropy summed over `batch.targets`, times `scale`, and `gradient_tolerance`
+(1e-4, of each norm); `publish(folder)`, which writes config.json and model.safetensors as another
+implementation publishes such a model; `vocab_size` where the config says none.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import json
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pegboard.component import ModelComponent
@@ -26,7 +29,18 @@ from pegboard.weight_loading import load_published_weights
 
 __all__ = ["CHECKS", "OPTIONS", "losses_on_ranks"]
 
-OPTIONS = frozenset({"collator", "make_batch", "reference", "tolerance", "vocab_size"})
+OPTIONS = frozenset(
+    {
+        "collator",
+        "gradient_tolerance",
+        "make_batch",
+        "publish",
+        "reference",
+        "reference_gradients",
+        "tolerance",
+        "vocab_size",
+    }
+)
 
 LENGTHS = (6, 3, 9)
 
@@ -257,25 +271,81 @@ def _two_ranks_are_one(case: Case) -> None:
         )
 
 
+def _publish(case: Case) -> tuple[BuiltModel, nn.Module]:
+    """A model whose weights and config.json lie in the case's folder."""
+    built, module = build_on_cpu(case.make())
+    noise = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        # Fresh norms are all ones and fresh biases zero: exchanged or left out, they would not show.
+        for parameter in module.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=noise), alpha=0.1)
+    whole = {
+        name: tensor.clone() for name, tensor in _published(built, module.state_dict()).items()
+    }
+    save_file(whole, case.folder / "model.safetensors", {"format": "pt"})
+    (case.folder / "config.json").write_text(json.dumps(built.hf_config), encoding="utf-8")
+    return built, module
+
+
+def _published(built: BuiltModel, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return dict(iter_published(tensors, built.weight_map, lambda tensor: tensor))
+
+
 def _equals_the_reference(case: Case) -> None:
     import pytest
 
     if "reference" not in case.options:
         pytest.skip("no option `reference`")
-    built, module = build_on_cpu(case.make())
-    tensors: Any = dict(module.named_parameters())
-    published = dict(iter_published(tensors, built.weight_map, lambda tensor: tensor))
-    whole = {name: tensor.detach().clone().contiguous() for name, tensor in published.items()}
-    save_file(whole, case.folder / "model.safetensors", {"format": "pt"})
-    (case.folder / "config.json").write_text(json.dumps(built.hf_config), encoding="utf-8")
+    built, module = _publish(case)
     batch = _batch(case, built)
-    wanted = case.options["reference"](case.folder, batch)
+    wanted = case.options["reference"](case.folder, batch).detach()
     found: Any = module.eval()
     with torch.no_grad():
         logits = found.logits(batch)
     tolerance = float(case.options.get("tolerance", 1e-4))
     worst = float((logits - wanted).abs().max() / wanted.abs().max().clamp_min(1e-12))
     assert worst <= tolerance, f"logits differ from the reference by {worst:.2e} of the largest"
+
+
+def _gradients_equal_the_reference(case: Case) -> None:
+    import pytest
+
+    if "reference_gradients" not in case.options:
+        pytest.skip("no option `reference_gradients`")
+    built, module = _publish(case)
+    batch = _batch(case, built)
+    wanted = case.options["reference_gradients"](case.folder, batch)
+    output: Any = module(batch, _loss(case))
+    output.loss.backward()
+    found = _published(built, _gradients(module))
+    assert found.keys() == wanted.keys(), (
+        f"gradients of {sorted(found.keys() ^ wanted.keys())[:3]} on one side only"
+    )
+    tolerance = float(case.options.get("gradient_tolerance", 1e-4))
+    for name, gradient in wanted.items():
+        off = float((found[name] - gradient).norm() / gradient.norm().clamp_min(1e-12))
+        assert off <= tolerance, f"the gradient of {name} is off the reference by {off:.2e}"
+
+
+def _a_published_folder_comes_back(case: Case) -> None:
+    import pytest
+
+    if "publish" not in case.options:
+        pytest.skip("no option `publish`")
+    case.options["publish"](case.folder)
+    said = json.loads((case.folder / "config.json").read_text(encoding="utf-8"))
+    part = case.make()
+    built, module = build_on_cpu(
+        case.make_from(_with_models_read(type(part).config_from_hf(said), part))
+    )
+    load_published_weights(module, built.weight_map, case.folder)
+    ours = _published(built, module.state_dict())
+    theirs = load_file(case.folder / "model.safetensors")
+    assert ours.keys() == theirs.keys(), (
+        f"published on one side only: {sorted(ours.keys() ^ theirs.keys())[:3]}"
+    )
+    for name, tensor in theirs.items():
+        assert torch.equal(ours[name], tensor), f"{name} is another after load and save"
 
 
 CHECKS = (
@@ -292,4 +362,6 @@ CHECKS = (
     Check("no_samples_are_no_trouble", _no_samples_are_no_trouble),
     Check("two_ranks_are_one", _two_ranks_are_one),
     Check("equals_the_reference", _equals_the_reference),
+    Check("gradients_equal_the_reference", _gradients_equal_the_reference),
+    Check("a_published_folder_comes_back", _a_published_folder_comes_back),
 )

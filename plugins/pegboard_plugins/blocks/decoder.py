@@ -8,7 +8,7 @@ T tokens, D hidden, V vocabulary, H head dim.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -95,6 +95,7 @@ class DecoderLM(nn.Module):
         norm_eps: of the final norm.
         initializer_range: standard deviation of freshly drawn weights.
         tied: the head uses the embedding's weight.
+        rope_rescale: what `rope_cos_sin` takes as `rescale`; None for plain rotary positions.
     """
 
     def __init__(
@@ -108,10 +109,11 @@ class DecoderLM(nn.Module):
         norm_eps: float,
         initializer_range: float,
         tied: bool,
+        rope_rescale: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.initializer_range = initializer_range
-        self.head_dim, self.rope_theta = head_dim, rope_theta
+        self.head_dim, self.rope_theta, self.rope_rescale = head_dim, rope_theta, rope_rescale
         self.model = _Decoder(layers, vocab_size, hidden_size, norm_eps)
         self.lm_head = LMHead(hidden_size, vocab_size, tied=tied)
 
@@ -156,6 +158,7 @@ class DecoderLM(nn.Module):
             head_dim=self.head_dim,
             theta=self.rope_theta,
             dtype=hidden_TD.dtype,
+            rescale=self.rope_rescale,
         )
 
     def weight_map(self) -> WeightMap:

@@ -6,7 +6,7 @@ A model's component derives its `Config` from `DecoderConfig` and adds its own k
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -20,6 +20,7 @@ __all__ = [
     "check_heads",
     "decoder_fields_from_hf",
     "decoder_hf_config",
+    "rope_of",
 ]
 
 DECODER_WEIGHT_FIELDS = frozenset(
@@ -106,18 +107,23 @@ def decoder_hf_config(
 
 
 def decoder_fields_from_hf(
-    hf_config: Mapping[str, Any], defaults: Mapping[str, Any]
+    hf_config: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    *,
+    rope_types: Collection[str] = ("default",),
 ) -> dict[str, Any]:
     """The shared fields of an equal component.
 
     Args:
         defaults: what a key that config.json leaves out means to transformers, where it is not the
             same for all decoders.
+        rope_types: kinds of rotary positions that the model computes; what `rope_of` says beside
+            the base is for the model to read.
 
     Raises:
         ConfigError: a key asks for something that is not computed, such as YaRN.
     """
-    _refuse_unsupported(hf_config)
+    _refuse_unsupported(hf_config, rope_types)
     needed = (
         "vocab_size",
         "hidden_size",
@@ -136,19 +142,29 @@ def decoder_fields_from_hf(
         **defaults,
     }
     fields.update({name: hf_config.get(name, default) for name, default in all_defaults.items()})
-    rope = hf_config.get("rope_parameters") or {}
-    fields["rope_theta"] = rope.get("rope_theta", hf_config.get("rope_theta", 10000.0))
+    fields["rope_theta"] = rope_of(hf_config).get("rope_theta", 10000.0)
     return fields
 
 
-def _refuse_unsupported(hf_config: Mapping[str, Any]) -> None:
+def rope_of(hf_config: Mapping[str, Any]) -> dict[str, Any]:
+    """What config.json says of rotary positions in either spelling, transformers' 4 or 5: `rope_type`,
+    `rope_theta` if it is there, and the keys of that type."""
+    said = {**(hf_config.get("rope_scaling") or {}), **(hf_config.get("rope_parameters") or {})}
+    if "rope_theta" in hf_config:
+        said.setdefault("rope_theta", hf_config["rope_theta"])
+    kind = said.pop("type", "default")
+    said.setdefault("rope_type", kind)
+    return said
+
+
+def _refuse_unsupported(hf_config: Mapping[str, Any], rope_types: Collection[str]) -> None:
     for key in ("rope_parameters", "rope_scaling"):
         rope = hf_config.get(key) or {}
         rope_type = rope.get("rope_type", rope.get("type", "default"))
-        if rope_type != "default":
+        if rope and rope_type not in rope_types:
             raise ConfigError(
-                f"config.json: {key}: rope_type {rope_type!r} is not supported, only 'default'; "
-                f"remove {key} to train without it"
+                f"config.json: {key}: rope_type {rope_type!r} is not supported, only "
+                f"{' and '.join(map(repr, rope_types))}; remove {key} to train without it"
             )
         partial = rope.get("partial_rotary_factor", 1.0)
         if partial != 1.0:

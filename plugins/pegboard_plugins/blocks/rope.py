@@ -10,6 +10,8 @@ T tokens, N heads, H head dim.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,12 @@ __all__ = ["apply_rope", "rope_cos_sin"]
 
 
 def rope_cos_sin(
-    position_ids_T: Tensor, *, head_dim: int, theta: float, dtype: torch.dtype
+    position_ids_T: Tensor,
+    *,
+    head_dim: int,
+    theta: float,
+    dtype: torch.dtype,
+    rescale: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Cosine and sine of every token's angles.
 
@@ -26,6 +33,8 @@ def rope_cos_sin(
         head_dim: H, even.
         theta: base of the frequencies.
         dtype: dtype of the result; the angles are float32 (float64 where `dtype` is).
+        rescale: makes of the (H/2,) frequencies, in radians per position, those that are used: for
+            models whose context was lengthened. None keeps them.
 
     Returns:
         cos_TH and sin_TH, without a graph.
@@ -35,7 +44,10 @@ def rope_cos_sin(
         exponents = (
             torch.arange(0, head_dim, 2, device=position_ids_T.device, dtype=wide) / head_dim
         )
-        angles = position_ids_T[:, None].to(wide) * (1.0 / theta**exponents)
+        frequencies = 1.0 / theta**exponents
+        if rescale is not None:
+            frequencies = rescale(frequencies)
+        angles = position_ids_T[:, None].to(wide) * frequencies
         angles = torch.cat((angles, angles), dim=-1)
         return angles.cos().to(dtype), angles.sin().to(dtype)
 

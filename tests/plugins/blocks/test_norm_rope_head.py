@@ -45,6 +45,21 @@ def test_rope_angles_of_far_positions_keep_float32_precision_in_bfloat16() -> No
     torch.testing.assert_close(cos.double(), exact, rtol=0, atol=8e-3)
 
 
+def test_rescaled_frequencies_are_those_that_are_used() -> None:
+    seen: list[Tensor] = []
+
+    def halved(frequencies: Tensor) -> Tensor:
+        seen.append(frequencies)
+        return frequencies / 2
+
+    cos, sin = rope_cos_sin(
+        torch.tensor([6]), head_dim=8, theta=100.0, dtype=torch.float64, rescale=halved
+    )
+    half = rope_cos_sin(torch.tensor([3]), head_dim=8, theta=100.0, dtype=torch.float64)
+    torch.testing.assert_close((cos, sin), half)
+    torch.testing.assert_close(seen[0], 100.0 ** -(torch.arange(4, dtype=torch.float64) / 4))
+
+
 class Spy:
     """A loss that returns what it saw."""
 
