@@ -20,7 +20,9 @@ from pegboard.callbacks import (
 )
 from pegboard.testing.case import Case, Check
 
-__all__ = ["CHECKS"]
+__all__ = ["CHECKS", "OPTIONS"]
+
+OPTIONS = frozenset({"metrics"})
 
 TOTAL_STEPS = 6
 METRICS: Mapping[str, float] = {

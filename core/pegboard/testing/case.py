@@ -10,7 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pegboard.component import COMPONENT_KINDS, Component, ModelComponent
+from pegboard.command import Command
+from pegboard.component import Component, ModelComponent
 
 if TYPE_CHECKING:
     from pegboard.contracts import Tokenizer
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Case", "Check", "checks_for", "contract_for"]
 
+_COMMAND = "command"  # no component: it has no config and builds nothing
 _MODULES: Mapping[str, str] = {
     "model": "model_checks",
     "dataset": "dataset_checks",
@@ -33,6 +35,7 @@ _MODULES: Mapping[str, str] = {
     "saver": "saver_checks",
     "tracker": "tracker_checks",
     "callback": "callback_checks",
+    _COMMAND: "command_checks",
 }
 """Kind -> module whose `CHECKS` are the kind's, after those of every part."""
 
@@ -83,7 +86,8 @@ class Case:
     0.2
     """
 
-    component: type[Component]
+    component: type[Any]
+    """Of a kind of part, or a command."""
     config: Mapping[str, Any]
     """JSON fields, without `class_name`."""
     folder: Path
@@ -149,8 +153,8 @@ def checks_for(kind: str) -> tuple[Check, ...]:
     True
     """
     if kind not in _MODULES:
-        raise ValueError(f"no kind {kind!r}; kinds are {', '.join(COMPONENT_KINDS)}")
-    modules = ("part_checks", _MODULES[kind])
+        raise ValueError(f"no kind {kind!r}; kinds are {', '.join(_MODULES)}")
+    modules = (_MODULES[kind],) if kind == _COMMAND else ("part_checks", _MODULES[kind])
     return tuple(
         check
         for name in modules
@@ -159,7 +163,7 @@ def checks_for(kind: str) -> tuple[Check, ...]:
 
 
 def contract_for(
-    component: type[Component],
+    component: type[Component] | type[Command],
     config: Fields | None = None,
     *,
     skip: Mapping[str, str] | None = None,
@@ -168,7 +172,7 @@ def contract_for(
     """A pytest function with one case for each check of the component's kind.
 
     Args:
-        component: the class that a plugin registers.
+        component: the class that a plugin registers; a command takes no `config`.
         config: JSON fields of a small working part, without `class_name`; or a function of a fresh
             folder that writes what the part reads there and gives the fields.
         skip: check name -> why this part doesn't keep that promise.
@@ -186,18 +190,19 @@ def contract_for(
     """
     import pytest
 
-    checks, skip = checks_for(component.kind), skip or {}
+    kind = component.kind if issubclass(component, Component) else _COMMAND
+    checks, skip = checks_for(kind), skip or {}
     if unknown := sorted(skip.keys() - {check.name for check in checks}):
         known = ", ".join(check.name for check in checks)
         raise ValueError(f"skip: no check named {', '.join(unknown)}; there are {known}")
-    known_options = options_of(component.kind)
+    known_options = options_of(kind)
     if unknown := sorted(options.keys() - known_options):
         known = ", ".join(sorted(known_options)) or "none"
         raise ValueError(
-            f"the checks of a {component.kind} take no option {', '.join(unknown)}; there are {known}"
+            f"the checks of a {kind} take no option {', '.join(unknown)}; there are {known}"
         )
 
-    @pytest.mark.contract(component.kind, component.__name__)
+    @pytest.mark.contract(kind, component.__name__)
     @pytest.mark.parametrize("check", checks, ids=[check.name for check in checks])
     def test_contract(check: Check, tmp_path: Path) -> None:
         __tracebackhide__ = True  # a failure shows the check and the part, not this

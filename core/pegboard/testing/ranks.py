@@ -18,7 +18,7 @@ from typing import Any
 
 from pegboard.testing.case import Case
 
-__all__ = ["run_on_ranks"]
+__all__ = ["load_class", "run_on_ranks"]
 
 _CHILD = "from pegboard.testing.ranks import child; child()"
 
@@ -94,7 +94,9 @@ def child() -> None:
     job: dict[str, Any] = json.loads(os.environ["PEGBOARD_CHECK"])
     module_name, name = job["function"]
     function = getattr(importlib.import_module(module_name), name)
-    case = Case(_load(*job["component"]), job["config"], Path(job["folder"]), dict(job["options"]))
+    case = Case(
+        load_class(*job["component"]), job["config"], Path(job["folder"]), dict(job["options"])
+    )
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     result = function(case, rank, world_size)
     dist.barrier()
@@ -102,7 +104,8 @@ def child() -> None:
     print("result " + json.dumps(result), flush=True)
 
 
-def _load(module_name: str, file: str, qualname: str) -> Any:
+def load_class(module_name: str, file: str, qualname: str) -> Any:
+    """A class in a fresh process: by its module's name, else by its file."""
     try:
         module: Any = importlib.import_module(module_name)
     except ImportError:
