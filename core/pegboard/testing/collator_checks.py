@@ -5,6 +5,7 @@ Options: `examples`, built examples it takes (random text by default).
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 from collections.abc import Sequence
 
@@ -77,6 +78,26 @@ def _labels_are_shifted_inside_each_sample(case: Case) -> None:
     assert (targets.weights_K > 0).all(), "a supervised position has no weight"
 
 
+def _a_cut_sample_keeps_its_last_target(case: Case) -> None:
+    examples, _ = _batch(case)
+    cut = [dataclasses.replace(example, next_id=PAD) for example in examples]
+    targets = case.make().build(pad_token_id=PAD)(cut).targets
+    labels = dict(zip(targets.positions_K.tolist(), targets.labels_K.tolist(), strict=True))
+    ends = np.cumsum([len(example.input_ids) for example in cut])
+    wrong = [int(end) - 1 for end in ends if labels.get(int(end) - 1) != PAD]
+    assert not wrong, f"positions {wrong} don't predict `next_id`: what a packer cut loses a target"
+
+
+def _examples_are_left_alone(case: Case) -> None:
+    examples, _ = _batch(case)
+    before = pickle.dumps(list(examples))
+    first, second = (case.make().build(pad_token_id=PAD)(examples) for _ in range(2))
+    assert pickle.dumps(list(examples)) == before, "the examples were changed"
+    assert torch.equal(first.input_ids_T, second.input_ids_T), "one pack gave two rows"
+    for one, two in zip(first.targets[:4], second.targets[:4], strict=True):
+        assert torch.equal(one, two), "one pack gave two sets of targets"
+
+
 def _an_empty_pack_is_a_filler(case: Case) -> None:
     batch = case.make().build(pad_token_id=PAD)([])
     assert batch.num_tokens == 0, f"a pack of nothing has {batch.num_tokens} real tokens"
@@ -94,6 +115,8 @@ CHECKS = (
     Check("the_row_holds_every_sample", _the_row_holds_every_sample),
     Check("positions_restart_with_each_sample", _positions_restart_with_each_sample),
     Check("labels_are_shifted_inside_each_sample", _labels_are_shifted_inside_each_sample),
+    Check("a_cut_sample_keeps_its_last_target", _a_cut_sample_keeps_its_last_target),
+    Check("examples_are_left_alone", _examples_are_left_alone),
     Check("an_empty_pack_is_a_filler", _an_empty_pack_is_a_filler),
     Check("pickles", _pickles),
 )

@@ -11,8 +11,10 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
-from pegboard.contracts import SampleKey
+from pegboard.contracts import Dataset, SampleKey
 from pegboard.errors import DataError
 from pegboard.testing.case import Case, Check
 
@@ -83,6 +85,27 @@ def _pickles_into_a_new_process(case: Case) -> None:
     assert done.stdout.strip() == repr(dict(dataset[index])), "it reads another record there"
 
 
+def _goes_on_from_any_index(case: Case) -> None:
+    """A run that is resumed, and a worker, begin in the middle."""
+    dataset = case.make().build("data")
+    whole = [dict(dataset[i]) for i in range(len(dataset))]
+    for start in {len(whole) // 2, len(whole) - 1}:
+        fresh = case.make().build("data")
+        rest = [dict(fresh[i]) for i in range(start, len(whole))]
+        assert rest == whole[start:], f"a fresh dataset has other records from index {start} on"
+
+
+def _data_files_are_there(case: Case) -> None:
+    import pytest
+
+    dataset = case.make().build("data")
+    files = getattr(dataset, "data_files", None)
+    if files is None:
+        pytest.skip("no `data_files`")
+    gone = [str(file) for file in files if not Path(file).is_file()]
+    assert not gone, f"data_files names what is no file: {', '.join(gone[:3])}"
+
+
 def _fingerprint_is_stable(case: Case) -> None:
     one, two = (case.make().build("data").fingerprint() for _ in range(2))
     assert one is None or isinstance(one, str), f"fingerprint() is {type(one).__name__}"
@@ -123,13 +146,39 @@ def _a_bad_record_is_named(case: Case) -> None:
     assert found, "no record of `bad_config` raised DataError"
 
 
+def _a_bad_record_is_bad_alone(case: Case) -> None:
+    import pytest
+
+    if "bad_config" not in case.options:
+        pytest.skip("no option `bad_config`")
+    bad = case.options["bad_config"]
+    part = case.make_from(bad(case.folder) if callable(bad) else bad)
+    try:
+        dataset = part.build("data")
+    except DataError:
+        pytest.skip("with `bad_config` the whole dataset can't be opened")
+    first, again = ([_fate(dataset, i) for i in range(len(dataset))] for _ in range(2))
+    assert first == again, "a record that was bad is another one when it is read again"
+    assert any(isinstance(fate, dict) for fate in first), "no record can be read beside the bad one"
+
+
+def _fate(dataset: Dataset, index: int) -> dict[str, Any] | str:
+    try:
+        return dict(dataset[index])
+    except DataError as error:
+        return str(error)
+
+
 CHECKS = (
     Check("has_records", _has_records),
     Check("any_order_gives_the_same_records", _any_order_gives_the_same_records),
     Check("an_index_outside_is_an_error", _an_index_outside_is_an_error),
     Check("keys_say_where", _keys_say_where),
     Check("pickles_into_a_new_process", _pickles_into_a_new_process),
+    Check("goes_on_from_any_index", _goes_on_from_any_index),
+    Check("data_files_are_there", _data_files_are_there),
     Check("fingerprint_is_stable", _fingerprint_is_stable),
     Check("fingerprint_changes_with_the_data", _fingerprint_changes_with_the_data),
     Check("a_bad_record_is_named", _a_bad_record_is_named),
+    Check("a_bad_record_is_bad_alone", _a_bad_record_is_bad_alone),
 )

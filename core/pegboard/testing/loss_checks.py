@@ -84,6 +84,30 @@ def _parts_gradients_add_up(case: Case) -> None:
         assert torch.allclose(one, two, rtol=1e-8, atol=1e-12), f"gradients of {name} differ"
 
 
+def _token_losses_are_unweighted(case: Case) -> None:
+    hidden, weight, targets = _inputs()
+    plain = targets._replace(weights_K=torch.ones_like(targets.weights_K), scale=1.0)
+    found = _call(case, hidden, weight, targets).token_losses_K
+    wanted = _call(case, hidden, weight, plain).token_losses_K
+    assert torch.allclose(found, wanted, rtol=1e-9), (
+        "token losses hold the weights or the scale: losses per source would be wrong"
+    )
+
+
+def _the_bias_counts(case: Case) -> None:
+    hidden, weight, targets = _inputs()
+    bias_V = torch.linspace(-1, 1, V, dtype=torch.float64)
+    head = Head(weight, bias_V, lambda rows: functional.linear(rows, weight, bias_V))
+    found = LossOutput(*case.make().build()(hidden, head, targets)).loss
+    # The same head without a bias: one more number of each row, always 1.
+    ones_T1 = torch.ones(T, 1, dtype=torch.float64)
+    wider = torch.cat([hidden, ones_T1], dim=1), torch.cat([weight, bias_V[:, None]], dim=1)
+    wanted = _call(case, *wider, targets).loss
+    assert torch.allclose(found, wanted, rtol=1e-9), (
+        f"the loss is {found.item()} for a head with a bias, expected {wanted.item()}"
+    )
+
+
 def _the_scale_is_a_factor(case: Case) -> None:
     hidden, weight, targets = _inputs()
     one = _call(case, hidden, weight, targets).loss
@@ -151,6 +175,8 @@ CHECKS = (
     Check("says_loss_and_token_losses", _says_loss_and_token_losses),
     Check("parts_add_up", _parts_add_up),
     Check("parts_gradients_add_up", _parts_gradients_add_up),
+    Check("token_losses_are_unweighted", _token_losses_are_unweighted),
+    Check("the_bias_counts", _the_bias_counts),
     Check("the_scale_is_a_factor", _the_scale_is_a_factor),
     Check("weights_are_factors", _weights_are_factors),
     Check("gradients_are_right", _gradients_are_right),

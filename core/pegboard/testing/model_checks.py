@@ -1,6 +1,7 @@
 """What a model promises: built on meta, filled, loaded and saved by its map, the same packed or alone.
 
-Options: `make_batch(examples, scale) -> Batch` for a model that needs more than text;
+Options: `make_batch(examples, scale) -> Batch` for a model that takes more than text, at the top of
+its module, so that the processes of ranks find it;
 `reference(folder, batch) -> logits_TV`, what another implementation gives for the published weights
 in `folder`, and `tolerance` (1e-4) for it; `reference_gradients(folder, batch) -> {published name:
 gradient}` of the cross entropy summed over `batch.targets`, times `scale`, and `gradient_tolerance`
@@ -11,6 +12,7 @@ implementation publishes such a model; `vocab_size` where the config says none.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,7 +29,7 @@ from pegboard.testing.rows import build_on_cpu, make_examples, make_row
 from pegboard.weight_export import iter_published
 from pegboard.weight_loading import load_published_weights
 
-__all__ = ["CHECKS", "OPTIONS", "losses_on_ranks"]
+__all__ = ["CHECKS", "OPTIONS", "losses_on_ranks", "mixed_losses_on_ranks"]
 
 OPTIONS = frozenset(
     {
@@ -50,11 +52,13 @@ def _vocab_size(case: Case, built: BuiltModel) -> int:
     return int(case.options.get("vocab_size") or text["vocab_size"])
 
 
-def _batch(case: Case, built: BuiltModel, which: slice = slice(None)) -> Batch:
+def _batch(
+    case: Case, built: BuiltModel, which: slice = slice(None), *, text_only: bool = False
+) -> Batch:
     examples = make_examples(LENGTHS, min(_vocab_size(case, built), 200))
     scale = 1 / sum(len(example.input_ids) - 1 for example in examples)
     make = case.options.get("make_batch", make_row)
-    batch: Batch = make(examples[which], scale)
+    batch: Batch = (make_row if text_only else make)(examples[which], scale)
     counts = built.step_counts(batch) if built.step_counts else {}
     whole = built.step_counts(make(examples, scale)) if built.step_counts else {}
     scales = {name: 1 / whole[name] if whole[name] else 0.0 for name in counts}
@@ -231,6 +235,15 @@ def _no_samples_are_no_trouble(case: Case) -> None:
 
 def losses_on_ranks(case: Case, rank: int, world_size: int) -> list[float]:
     """Global loss and gradient norm after one sharded step; run on every rank."""
+    return _losses(case, rank, world_size, mixed=False)
+
+
+def mixed_losses_on_ranks(case: Case, rank: int, world_size: int) -> list[float]:
+    """The same, every other batch of text alone: of two ranks, one has nothing but text."""
+    return _losses(case, rank, world_size, mixed=True)
+
+
+def _losses(case: Case, rank: int, world_size: int, *, mixed: bool) -> list[float]:
     import torch.distributed as dist
 
     from pegboard.parallel import gradient_norm, join_ranks, shard_model, trainable_parameters
@@ -250,7 +263,8 @@ def losses_on_ranks(case: Case, rank: int, world_size: int) -> list[float]:
     for turn in range(turns):
         index = turn * world_size + rank
         if index < len(LENGTHS):
-            batch = _batch(case, built, slice(index, index + 1))
+            text_only = mixed and index % 2 == 1
+            batch = _batch(case, built, slice(index, index + 1), text_only=text_only)
         else:
             filler: Batch = collator.build(pad_token_id=0)([])
             counts = built.step_counts(filler) if built.step_counts else {}
@@ -264,7 +278,19 @@ def losses_on_ranks(case: Case, rank: int, world_size: int) -> list[float]:
 
 
 def _two_ranks_are_one(case: Case) -> None:
-    one, two = (run_on_ranks(n, losses_on_ranks, case) for n in (1, 2))
+    _compare_ranks(case, losses_on_ranks)
+
+
+def _a_rank_of_text_alone_is_no_trouble(case: Case) -> None:
+    import pytest
+
+    if "make_batch" not in case.options:
+        pytest.skip("no option `make_batch`: it takes text alone")
+    _compare_ranks(case, mixed_losses_on_ranks)
+
+
+def _compare_ranks(case: Case, function: Callable[[Case, int, int], list[float]]) -> None:
+    one, two = (run_on_ranks(n, function, case) for n in (1, 2))
     for name, alone, shared in zip(("loss", "gradient norm"), one, two, strict=True):
         assert abs(alone - shared) <= 1e-9 * abs(alone), (
             f"the {name} is {alone} on one rank and {shared} on two"
@@ -361,6 +387,7 @@ CHECKS = (
     Check("recomputing_changes_nothing", _recomputing_changes_nothing),
     Check("no_samples_are_no_trouble", _no_samples_are_no_trouble),
     Check("two_ranks_are_one", _two_ranks_are_one),
+    Check("a_rank_of_text_alone_is_no_trouble", _a_rank_of_text_alone_is_no_trouble),
     Check("equals_the_reference", _equals_the_reference),
     Check("gradients_equal_the_reference", _gradients_equal_the_reference),
     Check("a_published_folder_comes_back", _a_published_folder_comes_back),

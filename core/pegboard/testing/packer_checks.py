@@ -73,6 +73,27 @@ def _the_seed_alone_decides(case: Case) -> None:
     assert moved != keeps, "two seeds gave one plan" if not keeps else "the seed changed the order"
 
 
+def _cut_samples_overlap_nowhere(case: Case) -> None:
+    import pytest
+
+    if not getattr(case.component, "cuts_samples", False):
+        pytest.skip("cuts no samples")
+    lengths = _lengths() * 3
+    plan = _plan(case, lengths)
+    assert plan.starts is not None and plan.stops is not None, "it cuts, but gives no starts, stops"
+    sizes = plan.stops - plan.starts
+    assert (sizes > 0).all() and (plan.stops <= lengths[plan.samples]).all(), "a part of no tokens"
+    # What stands behind the last pack is kept for the next epoch.
+    packs = np.add.reduceat(sizes[: plan.offsets[-1]], plan.offsets[:-1])
+    assert packs.max() <= LIMIT, f"a pack has {packs.max()} tokens, over {LIMIT}"
+    for sample in range(len(lengths)):
+        own = plan.samples == sample
+        parts = sorted(zip(plan.starts[own].tolist(), plan.stops[own].tolist(), strict=True))
+        ends = [0, *(stop for _, stop in parts)]
+        starts = [*(start for start, _ in parts), int(lengths[sample])]
+        assert ends == starts, f"sample {sample} of {lengths[sample]} tokens is cut into {parts}"
+
+
 def _few_samples_are_planned_too(case: Case) -> None:
     for lengths in ([1], [LIMIT], [LIMIT, 1, LIMIT]):
         array = np.array(lengths, dtype=np.int64)
@@ -85,5 +106,6 @@ CHECKS = (
     Check("offsets_cut_the_samples", _offsets_cut_the_samples),
     Check("no_pack_is_too_long", _no_pack_is_too_long),
     Check("the_seed_alone_decides", _the_seed_alone_decides),
+    Check("cut_samples_overlap_nowhere", _cut_samples_overlap_nowhere),
     Check("few_samples_are_planned_too", _few_samples_are_planned_too),
 )

@@ -7,6 +7,7 @@ file that no import path leads to.
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
 import os
 import socket
@@ -31,7 +32,7 @@ def run_on_ranks(
     Args:
         world_size: number of processes, each on one thread.
         function: at the top of a module that can be imported.
-        case: its options do not travel, except those that JSON can say.
+        case: of its options travel those that JSON can say, and functions at the top of a module.
 
     Raises:
         AssertionError: a rank failed (with its output), or they did not end within two minutes.
@@ -46,6 +47,11 @@ def run_on_ranks(
         "component": [cls.__module__, file, cls.__qualname__],
         "config": dict(case.config),
         "options": {n: v for n, v in case.options.items() if _is_json(v)},
+        "functions": {
+            n: [v.__module__, sys.modules[v.__module__].__file__, v.__qualname__]
+            for n, v in case.options.items()
+            if inspect.isfunction(v) and "<" not in v.__qualname__
+        },
         "folder": str(case.folder),
     }
     children = []
@@ -94,9 +100,9 @@ def child() -> None:
     job: dict[str, Any] = json.loads(os.environ["PEGBOARD_CHECK"])
     module_name, name = job["function"]
     function = getattr(importlib.import_module(module_name), name)
-    case = Case(
-        load_class(*job["component"]), job["config"], Path(job["folder"]), dict(job["options"])
-    )
+    functions = {name: load_class(*place) for name, place in job["functions"].items()}
+    options = {**job["options"], **functions}
+    case = Case(load_class(*job["component"]), job["config"], Path(job["folder"]), options)
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     result = function(case, rank, world_size)
     dist.barrier()
@@ -105,7 +111,7 @@ def child() -> None:
 
 
 def load_class(module_name: str, file: str, qualname: str) -> Any:
-    """A class in a fresh process: by its module's name, else by its file."""
+    """A class or function in a fresh process: by its module's name, else by its file."""
     try:
         module: Any = importlib.import_module(module_name)
     except ImportError:

@@ -57,6 +57,15 @@ def _broken_records_are_data_errors(case: Case) -> None:
         raise AssertionError(f"{record!r} was read, expected DataError")
 
 
+def _records_are_left_alone(case: Case) -> None:
+    form = case.make().build()
+    for record in case.options["records"]:
+        before = repr(record)
+        form.accepts(record)
+        form.read(record)
+        assert repr(record) == before, f"the record became {record!r}"
+
+
 def _pickles(case: Case) -> None:
     copy = pickle.loads(pickle.dumps(case.make().build()))
     assert copy.accepts(case.options["records"][0]), "the pickled one knows its records no more"
@@ -67,5 +76,6 @@ CHECKS = (
     Check("accepts_nothing_else", _accepts_nothing_else),
     Check("reads_what_it_accepts", _reads_what_it_accepts),
     Check("broken_records_are_data_errors", _broken_records_are_data_errors),
+    Check("records_are_left_alone", _records_are_left_alone),
     Check("pickles", _pickles),
 )

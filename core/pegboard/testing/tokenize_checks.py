@@ -2,7 +2,8 @@
 
 Options: `records`, records it reads (a chat of two turns by default); `broken`, records it must
 refuse; `tokenizer` (built), `model` (a component); `other_values`, field -> another JSON value, for
-fields whose change can't be guessed.
+fields whose change can't be guessed; `segments(record, tokenizer)`, the (text, whether it gets loss)
+pairs of each example, such as what the chat template renders, or None to say nothing of a record.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
 from pydantic import ValidationError
@@ -21,7 +22,7 @@ from pegboard.testing.case import Case, Check
 
 __all__ = ["CHECKS", "OPTIONS"]
 
-OPTIONS = frozenset({"broken", "model", "other_values", "records", "tokenizer"})
+OPTIONS = frozenset({"broken", "model", "other_values", "records", "segments", "tokenizer"})
 
 _CHAT = {
     "messages": [
@@ -66,6 +67,43 @@ def _gives_whole_examples(case: Case) -> None:
         assert 0 <= ids.min() and ids.max() < vocab_size, "an id is not in the vocabulary"
         assert mask.any(), "an example without loss; raise DroppedSample instead"
         assert not mask[0], "the first token has loss, but nothing predicts it"
+
+
+def _wanted(case: Case) -> Iterator[tuple[Example, list[tuple[str, bool]]]]:
+    import pytest
+
+    if "segments" not in case.options:
+        pytest.skip("no option `segments`")
+    tokenize, tokenizer = _built(case), case.tokenizer()
+    for record in _records(case):
+        wanted = case.options["segments"](record, tokenizer)
+        if wanted is None:
+            continue
+        examples = list(tokenize(record))
+        assert len(examples) == len(wanted), (
+            f"{len(examples)} examples of a record, `segments` says {len(wanted)}"
+        )
+        yield from zip(examples, wanted, strict=True)
+
+
+def _ids_spell_the_text(case: Case) -> None:
+    for example, segments in _wanted(case):
+        found, text = case.tokenizer().decode(example.input_ids), "".join(t for t, _ in segments)
+        assert found == text, f"the ids spell {found!r}, expected {text!r}"
+
+
+def _loss_lies_where_it_should(case: Case) -> None:
+    for example, segments in _wanted(case):
+        ids, mask = example.input_ids, example.loss_mask
+        edges = np.flatnonzero(np.diff(mask)) + 1
+        parts = zip(np.split(ids, edges), np.split(mask, edges), strict=True)
+        found = [(case.tokenizer().decode(part), bool(own[0])) for part, own in parts]
+        wanted: list[tuple[str, bool]] = []
+        for text, trained in segments:
+            if wanted and wanted[-1][1] == trained:
+                text = wanted.pop()[0] + text
+            wanted.append((text, trained))
+        assert found == wanted, f"(text, loss) is {found}, expected {wanted}"
 
 
 def _keeps_to_max_length(case: Case) -> None:
@@ -142,13 +180,36 @@ def _fingerprint_changes_with_every_field(case: Case) -> None:
     )
 
 
+class _AnotherTokenizer:
+    """The same ids under another fingerprint, as a new version of a tokenizer may have them."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def fingerprint(self) -> str:
+        return "another tokenizer"
+
+
+def _fingerprint_changes_with_the_tokenizer(case: Case) -> None:
+    first = _built(case).fingerprint()
+    other = case.make().build(_AnotherTokenizer(case.tokenizer()), case.model()).fingerprint()
+    assert other != first, "the fingerprint is the same with another tokenizer: stale ids are used"
+
+
 def _other_values(case: Case) -> Iterator[tuple[str, Any]]:
     """A changed JSON value for each field, as far as one can be guessed."""
     given = case.options.get("other_values", {})
     fields = json.loads(case.make().config.model_dump_json())
+    annotations = {n: f.annotation for n, f in type(case.make().config).model_fields.items()}
     for name, value in fields.items():
+        choices = get_args(annotations[name]) if get_origin(annotations[name]) is Literal else ()
         if name in given:
             yield name, given[name]
+        elif choices:
+            yield from ((name, choice) for choice in choices if choice != value)
         elif isinstance(value, bool):
             yield name, not value
         elif isinstance(value, int):
@@ -159,10 +220,13 @@ def _other_values(case: Case) -> Iterator[tuple[str, Any]]:
 
 CHECKS = (
     Check("gives_whole_examples", _gives_whole_examples),
+    Check("ids_spell_the_text", _ids_spell_the_text),
+    Check("loss_lies_where_it_should", _loss_lies_where_it_should),
     Check("keeps_to_max_length", _keeps_to_max_length),
     Check("same_record_same_example", _same_record_same_example),
     Check("broken_records_are_data_errors", _broken_records_are_data_errors),
     Check("pickles", _pickles),
     Check("counts_are_taken_once", _counts_are_taken_once),
     Check("fingerprint_changes_with_every_field", _fingerprint_changes_with_every_field),
+    Check("fingerprint_changes_with_the_tokenizer", _fingerprint_changes_with_the_tokenizer),
 )

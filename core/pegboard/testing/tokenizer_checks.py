@@ -5,6 +5,8 @@ Options: `texts`, texts that survive encoding and decoding.
 
 from __future__ import annotations
 
+import pickle
+
 from pegboard.testing.case import Case, Check
 
 __all__ = ["CHECKS", "OPTIONS"]
@@ -70,7 +72,15 @@ def _saved_files_open(case: Case) -> None:
 
 
 def _fingerprint_is_stable(case: Case) -> None:
-    assert case.make().build().fingerprint() == case.make().build().fingerprint()
+    one, two = (case.make().build().fingerprint() for _ in range(2))
+    assert one == two, "two tokenizers of the config have two fingerprints: nothing is ever cached"
+
+
+def _pickles(case: Case) -> None:
+    tokenizer = case.make().build()
+    copy = pickle.loads(pickle.dumps(tokenizer))
+    text = "Four plus four is eight."
+    assert copy.encode(text) == tokenizer.encode(text), "the pickled one gives other ids"
 
 
 CHECKS = (
@@ -80,4 +90,5 @@ CHECKS = (
     Check("the_generation_prompt_comes_last", _the_generation_prompt_comes_last),
     Check("saved_files_open", _saved_files_open),
     Check("fingerprint_is_stable", _fingerprint_is_stable),
+    Check("pickles", _pickles),
 )

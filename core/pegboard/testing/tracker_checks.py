@@ -1,4 +1,7 @@
-"""What a tracker promises: it takes any numbers at any step, and closes."""
+"""What a tracker promises: it takes any numbers at any step, keeps them in the run's folder, and closes.
+
+Options: `read(run_dir)`, what was kept there, as {(step, name): value}.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from pegboard.testing.case import Case, Check
 
 __all__ = ["CHECKS", "OPTIONS"]
 
-OPTIONS = frozenset[str]()
+OPTIONS = frozenset({"read"})
 
 
 def _takes_numbers_and_closes(case: Case) -> None:
@@ -38,6 +41,33 @@ def _leaves_the_numbers_alone(case: Case) -> None:
     assert metrics == {"loss": 2.5, "lr": 1e-4}, f"the numbers became {metrics}"
 
 
+def _writes_inside_the_run_folder(case: Case) -> None:
+    run_dir = case.folder / "run"
+    run_dir.mkdir()
+    tracker = case.make().build(run_dir)
+    tracker.log(1, {"loss": 1.0})
+    tracker.close()
+    outside = sorted(path.name for path in case.folder.iterdir() if path != run_dir)
+    assert not outside, f"left {', '.join(outside)} beside the run's folder"
+
+
+def _numbers_are_kept(case: Case) -> None:
+    import pytest
+
+    if "read" not in case.options:
+        pytest.skip("no option `read`")
+    told = {(1, "loss"): 2.5, (1, "lr"): 1e-4, (2, "loss"): 2.25, (3, "loss"): 2.0}
+    for steps in ((1, 2), (3,)):  # a run, and where it went on
+        tracker = case.make().build(case.folder)
+        for step in steps:
+            tracker.log(step, {name: value for (at, name), value in told.items() if at == step})
+        tracker.close()
+    found = dict(case.options["read"](case.folder))
+    assert found.keys() == told.keys(), f"{sorted(found)} was kept of {sorted(told)}"
+    off = [key for key in told if abs(found[key] - told[key]) > 1e-6 * abs(told[key])]
+    assert not off, f"kept as another number: {[(key, found[key], told[key]) for key in off]}"
+
+
 def _may_be_built_again(case: Case) -> None:
     for step in (1, 2):
         tracker = case.make().build(case.folder)
@@ -50,5 +80,7 @@ CHECKS = (
     Check("takes_numbers_that_are_not_finite", _takes_numbers_that_are_not_finite),
     Check("takes_steps_out_of_order_and_new_names", _takes_steps_out_of_order_and_new_names),
     Check("leaves_the_numbers_alone", _leaves_the_numbers_alone),
+    Check("writes_inside_the_run_folder", _writes_inside_the_run_folder),
+    Check("numbers_are_kept", _numbers_are_kept),
     Check("may_be_built_again", _may_be_built_again),
 )
