@@ -46,6 +46,15 @@ def test_an_example_registers_what_the_index_says(
         for entry in plugins.registry.entries()
         if entry.plugin.split(":")[0] == name
     }
+    offered |= {
+        pair
+        for entry in plugins.registry.entries()
+        if entry.plugin.split(":")[0] == name and entry.kind == "model"
+        for pair in (
+            *(("model_type", word) for word in entry.cls.hf_model_types),
+            *(("preset", word) for word in entry.cls.presets),
+        )
+    }
     known = {(kind, one) for kind, names in KNOWN[name].parts.items() for one in names}
     assert known and known <= offered
 

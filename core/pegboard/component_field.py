@@ -157,7 +157,8 @@ def model_fields_of(fields: Mapping[str, Any], registry: Registry) -> dict[str, 
         known = registry.preset_names()
         near = nearest(preset, known)
         hint = f"Did you mean '{near}'?" if near else f"Known: {', '.join(known) or 'none'}."
-        raise ConfigError(f"no model preset named '{preset}'. {hint}")
+        elsewhere = registry.offered_elsewhere("preset", preset).removeprefix(". ")
+        raise ConfigError(f"no model preset named '{preset}'. {elsewhere or hint}")
     if class_name is not None and class_name != found[0]:
         raise ConfigError(f"'{preset}' is a {found[0]}, but class_name is {shown(class_name)}")
     return merge_fields({"class_name": found[0], **found[1]}, rest)

@@ -112,10 +112,12 @@ def _fill_model(data: dict[str, Any], registry: Registry) -> Iterator[Problem]:
         return
     if cls is None:
         if "preset" not in model:
+            model_type = published.get("model_type")
+            elsewhere = registry.offered_elsewhere("model_type", str(model_type))
             yield Problem(
                 ("model",),
-                f"no installed model reads model_type {shown(published.get('model_type'))} of "
-                f'{data["load_from"]}/config.json; name one with "class_name"',
+                f"no installed model reads model_type {shown(model_type)} of "
+                f'{data["load_from"]}/config.json; name one with "class_name"{elsewhere}',
             )
         return
     yield from _merge_published(data, model, cls, published, registry)
@@ -176,6 +178,7 @@ def _with_models_read(
             raise ConfigError(
                 f"{name}: no installed model reads model_type {shown(inner['model_type'])}; name "
                 'one that can, such as {"class_name": "AutoModelForCausalLM"}'
+                + registry.offered_elsewhere("model_type", str(inner["model_type"]))
             )
         if inner_cls.hf_model_types and inner["model_type"] not in inner_cls.hf_model_types:
             raise ConfigError(

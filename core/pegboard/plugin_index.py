@@ -33,7 +33,7 @@ class KnownPackage(NamedTuple):
     install: str
     """How to get it, in words."""
     parts: Mapping[str, tuple[str, ...]]
-    """Kind -> names that it offers."""
+    """Kind -> names that it offers; `model_type` and `preset` are what its models say they know."""
     says: str
     """Distribution whose index says so; empty for the project's own."""
 

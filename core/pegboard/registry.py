@@ -103,6 +103,15 @@ class Registry:
         """
         return self._find(kind, class_name, plugin).cls
 
+    def offered_elsewhere(self, kind: str, name: str) -> str:
+        """`. X offers it: ...`, to end a message on a missing name; empty if no index knows it.
+
+        Args:
+            kind: a kind of part, `command`, or `model_type` and `preset` of models.
+        """
+        hint = self.index.hint(kind, name, self._left_out)
+        return f". {hint}" if hint else ""
+
     def plugin_of(self, kind: str, class_name: str) -> str:
         """Name of the plugin that offers a class; raises ConfigError as `find` does."""
         return self._find(kind, class_name, None).plugin

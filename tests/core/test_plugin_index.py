@@ -58,8 +58,28 @@ def test_the_projects_index_is_whole_and_names_kinds_that_there_are() -> None:
     assert len(packages) == len(json.loads(OWN.read_text())["packages"]) > 0
     for package in packages:
         assert package.parts
-        assert set(package.parts) <= set(HOOKS)
+        assert set(package.parts) <= {*HOOKS, "model_type", "preset"}
         assert all(package.parts.values())
+
+
+def test_a_missing_preset_or_model_type_is_told_with_its_package(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = str(Path(__file__).resolve().parents[2] / "configs" / "quickstart.json")
+    published = tmp_path / "published"
+    published.mkdir()
+    (published / "config.json").write_text('{"model_type": "llama"}')
+    for name, fields, words in (
+        ("preset", {"model": {"preset": "smollm2-135m"}}, "no model preset named 'smollm2-135m'."),
+        ("type", {"load_from": str(published)}, "no installed model reads model_type"),
+    ):
+        config = tmp_path / f"{name}.json"
+        data = json.loads(Path(base).read_text())
+        del data["model"]
+        config.write_text(json.dumps({**data, **fields}))
+        assert main(["check", str(config), "--no-third-party"]) == 2
+        [line] = [row for row in capsys.readouterr().err.splitlines() if words in row]
+        assert ". pegboard-llama offers it: pip install" in line
 
 
 def test_a_name_that_no_index_has_gets_no_package() -> None:
