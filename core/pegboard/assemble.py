@@ -28,7 +28,7 @@ from pegboard.parallel import (
     shard_model,
     trainable_parameters,
 )
-from pegboard.preparation import cache_folder
+from pegboard.preparation import PLANS_FOLDER, cache_folder
 from pegboard.published_config import export_config
 from pegboard.weight_loading import load_published_weights
 
@@ -227,7 +227,7 @@ def build_run_data(
         seed=run.seed,
         packer_identity=f"{type(packer).__name__} {packer.config!r}",
         plan_cache=PlanCache(
-            cache_folder(run) / "plans", makes=os.environ.get("LOCAL_RANK", "0") == "0"
+            cache_folder(run) / PLANS_FOLDER, makes=os.environ.get("LOCAL_RANK", "0") == "0"
         ),
         last_epoch=last_epoch,
         sample_costs=run.model.sample_costs,

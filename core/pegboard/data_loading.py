@@ -18,7 +18,8 @@ from typing import NamedTuple
 import numpy as np
 
 from pegboard.contracts import Batch, Collator, Packer
-from pegboard.epoch_plan import DataSource, EpochPlan, EpochPlanner, Pieces
+from pegboard.epoch_plan import DataSource, EpochPlan, Pieces
+from pegboard.epoch_planner import EpochPlanner
 from pegboard.errors import ConfigError
 from pegboard.step_loader import BatchMaker, StepLoader
 

@@ -1,6 +1,6 @@
 """What a checkpoint says of the data: where the run stands, and in the order of what.
 
-The place is one cursor. Beside it stands what the order was made of, part by part, so that a run
+The place is one cursor, with the epochs that ended a run before it. Beside it stands what the order was made of, part by part, so that a run
 that is resumed with something else says which part it is.
 """
 
@@ -32,7 +32,11 @@ def data_state(data: RunData, cursor: Cursor) -> dict[str, Any]:
     Args:
         cursor: where the next step begins; at an epoch's end that is the next epoch's start.
     """
-    return {"cursor": cursor._asdict(), "made_of": _parts(data)}
+    return {
+        "cursor": cursor._asdict(),
+        "ended_epochs": data.planner.ended_before(cursor.epoch),
+        "made_of": _parts(data),
+    }
 
 
 def cursor_of(state: Mapping[str, Any], data: RunData, folder: Path, *, go_on: bool) -> Cursor:
@@ -49,6 +53,8 @@ def cursor_of(state: Mapping[str, Any], data: RunData, folder: Path, *, go_on: b
     saved, ours = state["made_of"], _parts(data)
     changed = [words for name, words in _WORDS.items() if saved.get(name) != ours.get(name)]
     cursor = Cursor(**state["cursor"])
+    # A run that ended has trained what a cutting packer would have kept for an epoch more.
+    data.planner.end_epochs(state.get("ended_epochs", ()))
     if not changed:
         # A last epoch that is the last no more has no short pack at its end.
         return data.nearest_cursor(cursor)

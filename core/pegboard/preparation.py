@@ -38,10 +38,11 @@ if TYPE_CHECKING:
     from pegboard.component import ModelComponent
     from pegboard.run_config import DatasetEntry, RunConfig
 
-__all__ = ["cache_folder", "prepare_sources"]
+__all__ = ["HASHES_FOLDER", "PLANS_FOLDER", "cache_folder", "prepare_sources"]
 
 _LOG_EVERY_S = 30.0
-_HASHES = "file_hashes"
+HASHES_FOLDER, PLANS_FOLDER = "file_hashes", "plans"
+"""In the cache folder, beside the stores."""
 
 
 def cache_folder(run: RunConfig) -> Path:
@@ -148,7 +149,9 @@ def _fingerprint(
     parts = {
         "format_version": FORMAT_VERSION,
         "dataset": _launch_identity() if seen is None else seen,
-        "content": content_hashes(data_files(dataset), cache / _HASHES, _HashTeller(entry.name)),
+        "content": content_hashes(
+            data_files(dataset), cache / HASHES_FOLDER, _HashTeller(entry.name)
+        ),
         "tokenize_fn": [type(part).__name__, part.config.model_dump(mode="json")],
         "rendering": tokenize.fingerprint(),
         "tokenizer": tokenizer.fingerprint(),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -31,7 +31,7 @@ def derive_seed(*parts: str | int) -> int:
 def sample_indices(
     num: int, ratio: float, seed: int, name: str, epoch: int, draw: Draw = "rotate"
 ) -> np.ndarray:
-    """(round(ratio * num),) int64 indices in [0, num), sorted inside each copy.
+    """(round(ratio * num),) integer indices in [0, num), sorted inside each copy.
 
     At least one where ratio and num are positive. Each index appears floor(count / num) times or
     once more.
@@ -53,7 +53,7 @@ def sample_indices(
     if num and ratio > 0:
         count = max(count, 1)
     if not count:
-        return np.empty(0, dtype=np.int64)
+        return np.empty(0, dtype=_index_type(num))
     first = epoch * (count % num) if draw == "rotate" else 0
     order = None if count % num == 0 else _order(num, seed, name, epoch, draw)
     return _window(num, order, first, count)
@@ -62,7 +62,7 @@ def sample_indices(
 def sample_tokens(
     lengths: np.ndarray, num_tokens: int, seed: int, name: str, epoch: int, draw: Draw = "rotate"
 ) -> np.ndarray:
-    """int64 indices of samples that hold `num_tokens` tokens, to within one sample; at least one.
+    """Indices of samples that hold `num_tokens` tokens, to within one sample; at least one.
 
     The samples stand in one shuffled order that repeats for ever. Epoch e takes those from token
     `e * num_tokens` of it on, so over the epochs each is used as often as any other, or once more.
@@ -74,15 +74,18 @@ def sample_tokens(
     """
     num = len(lengths)
     if not num or num_tokens <= 0:
-        return np.empty(0, dtype=np.int64)
+        return np.empty(0, dtype=_index_type(num))
     order = _order(num, seed, name, epoch, draw)
-    ends = np.cumsum(lengths[order], dtype=np.int64)
+    sizes = lengths[order]
+    middles = np.cumsum(sizes, dtype=np.int64)
+    total = int(middles[-1])
+    # A sample belongs to the side that holds its middle: half a sample off at most.
+    middles -= sizes // 2
+    del sizes
     start = epoch * num_tokens if draw == "rotate" else 0
     bounds = []
     for token in (start, start + num_tokens):
-        passes, rest = divmod(token, int(ends[-1]))
-        # A sample belongs to the side that holds its middle: half a sample off at most.
-        middles = ends - lengths[order] // 2
+        passes, rest = divmod(token, total)
         bounds.append(passes * num + int(np.searchsorted(middles, rest, side="right")))
     first, last = bounds
     return _window(num, order, first, max(last - first, 1))
@@ -103,17 +106,25 @@ def _order(num: int, seed: int, name: str, epoch: int, draw: Draw) -> np.ndarray
     parts: list[str | int] = ["sample_ratio", seed, name]
     if draw == "redraw":
         parts.append(epoch)
-    return np.random.default_rng(derive_seed(*parts)).permutation(num)
+    order = np.arange(num, dtype=_index_type(num))
+    np.random.default_rng(derive_seed(*parts)).shuffle(order)
+    return order
 
 
 def _window(num: int, order: np.ndarray | None, first: int, count: int) -> np.ndarray:
     """Places `first` to `first + count` of an order that repeats for ever, sorted in each copy."""
     copies, rest = divmod(count, num)
-    everything = np.arange(num, dtype=np.int64)
-    whole = everything if copies == 1 else np.tile(everything, copies)
-    if not rest:
-        return whole
-    assert order is not None
-    window = (np.arange(rest, dtype=np.int64) + first % num) % num
-    extra = np.sort(order[window]).astype(np.int64, copy=False)
-    return np.concatenate([whole, extra]) if copies else extra
+    everything = np.arange(num, dtype=_index_type(num))
+    parts = [everything] * copies
+    if rest:
+        assert order is not None
+        start = first % num
+        over = max(0, start + rest - num)  # the window goes on at the beginning of the order
+        parts.append(np.concatenate([order[start : start + rest], order[:over]]))
+        parts[-1].sort()
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _index_type(num: int) -> type[np.integer[Any]]:
+    """The smallest that can name each of `num`: of many samples the indices are most of the memory."""
+    return np.int32 if num < 2**31 else np.int64

@@ -117,3 +117,48 @@ def test_a_longer_run_takes_up_the_rest_that_was_to_end_the_shorter_one(tmp_path
     packs = longer.planner.num_packs(0)
     assert short.planner.num_packs(0) == packs + 1
     assert cursor_of(saved(short, Cursor(0, packs)), longer, FOLDER, go_on=False) == Cursor(1, 0)
+
+
+def test_a_run_that_is_lengthened_after_its_end_repeats_and_drops_nothing(tmp_path: Path) -> None:
+    """HardPacker, ended twice and lengthened twice: each token once per epoch, each pack once."""
+    hard = HardPacker(HardPacker.Config()).build()
+    total = int(data_of(tmp_path, count=41).sources[0].store.lengths.sum())
+    state: Any = None
+    trained = 0
+    for last_epoch in (0, 1, 3):
+        data = data_of(tmp_path, packer=hard, last_epoch=last_epoch, count=41)
+        data.steps_from(Cursor(), last_epoch + 1)  # as a run plans before it reads the checkpoint
+        cursor = Cursor()
+        if state is not None:
+            cursor = cursor_of(state, data, FOLDER, go_on=False)
+            assert cursor == Cursor(state["cursor"]["epoch"], 0)
+        steps = data.steps_from(cursor, last_epoch + 1)
+        while cursor.epoch <= last_epoch:
+            plan = data.plan_epoch(cursor.epoch)
+            assert cursor.pack or plan.num_samples >= 41, "an epoch begins with all its samples"
+            ends = plan.offsets[cursor.pack : cursor.pack + 3]
+            packs = plan.pieces.part(int(ends[0]), int(ends[-1]))
+            assert packs.starts is not None and packs.stops is not None
+            trained += int((packs.stops - packs.starts).sum())
+            cursor, steps = data.next_cursor(cursor), steps - 1
+        assert steps == 0
+        assert trained == (last_epoch + 1) * total
+        state = saved(data, cursor)
+    assert state["ended_epochs"] == [0, 1, 3]
+
+
+def test_a_lengthened_run_caches_its_plans_apart_from_those_of_one_run(tmp_path: Path) -> None:
+    hard = HardPacker(HardPacker.Config()).build()
+    apart, whole = (data_of(tmp_path, packer=hard, last_epoch=2, count=41).planner for _ in "ab")
+    for planner in (apart, whole):
+        planner._folder = tmp_path / "plans"
+    apart.end_epochs([0])
+    for epoch in range(3):
+        assert apart.plan(epoch).num_tokens >= 0 and whole.plan(epoch).num_tokens >= 0
+    assert apart.plan(0).kept() is None
+    assert whole.plan(0).kept() is not None
+    names = {path.name for path in (tmp_path / "plans").iterdir() if path.is_dir()}
+    assert names == {
+        "epoch_00000", "epoch_00000_last", "epoch_00001", "epoch_00001_from_00001",
+        "epoch_00002_from_00001_last", "epoch_00002_last",
+    }  # fmt: skip

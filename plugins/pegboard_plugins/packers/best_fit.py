@@ -26,7 +26,7 @@ __all__ = ["BestFit"]
 
 _SPREAD_AT_MOST = 65_536
 """Samples of a set whose packs are spread one sample at a time."""
-_MOST_WINDOWS = 64
+_MOST_WINDOWS = 32
 _SPARE_PACKS_FROM = 50
 """With so many packs one more may be made for the sake of mixed lengths."""
 
@@ -66,9 +66,8 @@ def _plan_whole(lengths: np.ndarray, capacity: int, rng: np.random.Generator) ->
     order = _shuffled(len(lengths), rng, index_type)
     lengths = lengths[order]
     samples = order[_by_length(lengths).astype(index_type)[places]]
-    del places, order
     offsets = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
-    return PackPlan(offsets, samples.astype(np.int64))
+    return PackPlan(offsets, samples)
 
 
 def _plan_windows(
@@ -103,7 +102,7 @@ def _plan_windows(
         samples.append(by_length[places])
     del order
     offsets = np.concatenate([[0], np.cumsum(np.concatenate(sizes), dtype=np.int64)])
-    return PackPlan(offsets, np.concatenate(samples).astype(np.int64))
+    return PackPlan(offsets, np.concatenate(samples))
 
 
 def _spread(lengths: np.ndarray, capacity: int, rng: np.random.Generator) -> PackPlan | None:
@@ -256,4 +255,4 @@ def _by_length(lengths: np.ndarray) -> np.ndarray:
 
 def _short_lengths(lengths: np.ndarray, capacity: int) -> np.ndarray:
     """The same in the smallest type: looking up and sorting them is most of the work."""
-    return lengths.astype(np.uint16 if capacity < 2**16 else np.int32)
+    return lengths.astype(np.uint16 if capacity < 2**16 else np.int32, copy=False)

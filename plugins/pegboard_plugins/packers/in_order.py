@@ -28,9 +28,7 @@ class NextFit:
 
     def plan(self, lengths: np.ndarray, pack_max_length: int, seed: int) -> PackPlan:
         check_lengths(lengths, pack_max_length)
-        order = (
-            _order(len(lengths), seed).astype(np.int64) if self.shuffle else np.arange(len(lengths))
-        )
+        order = _order(len(lengths), seed) if self.shuffle else _in_order(len(lengths))
         ends = np.concatenate([[0], np.cumsum(lengths[order], dtype=np.int64)])
         # For many places at once, where a pack that starts there ends; then only jump.
         offsets = [0]
@@ -77,7 +75,7 @@ class Alone:
 
     def plan(self, lengths: np.ndarray, pack_max_length: int, seed: int) -> PackPlan:
         check_lengths(lengths, pack_max_length)
-        order = _order(len(lengths), seed).astype(np.int64)
+        order = _order(len(lengths), seed)
         return PackPlan(np.arange(len(order) + 1, dtype=np.int64), order)
 
 
@@ -103,6 +101,10 @@ def _cut_block(at: int, sizes: np.ndarray, pack_max_length: int) -> tuple[np.nda
 
 
 def _order(num: int, seed: int) -> np.ndarray:
-    order = np.arange(num, dtype=np.int32 if num < 2**31 else np.int64)
+    order = _in_order(num)
     np.random.default_rng(seed).shuffle(order)
     return order
+
+
+def _in_order(num: int) -> np.ndarray:
+    return np.arange(num, dtype=np.int32 if num < 2**31 else np.int64)

@@ -1,94 +1,138 @@
-"""The token stores of a cache folder: what is there, whether it is whole, what can go.
-
-A folder with `meta.json` is a store; `.NAME.HASH.draft` is one being built, or left by a build that
-was killed; anything else that a killed process left ends in `.gone`. Plans of epochs are in `plans`.
-"""
+"""The caches of runs: list what is there, verify that it is whole, prune what can go."""
 
 from __future__ import annotations
 
-import json
+import os
 import shutil
-import time
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 from pegboard.command import print_text
-from pegboard.errors import ConfigError, DataError
-from pegboard.file_claims import is_alive_here
+from pegboard.errors import ConfigError
 from pegboard.json_source import load_layers
-from pegboard.stored_samples import META_FILE, USED_FILE, damaged_files, open_store
-from pegboard.token_store import DRAFT_SUFFIX
+from pegboard_plugins.prepare.cache_entries import CacheEntry, damage_of, scan_cache
+from pegboard_plugins.records.compressed_lines import NOTE_SUFFIX
+from pegboard_plugins.records.file_kinds import default_unpack_dir
 
-__all__ = ["CacheEntry", "find_cache", "list_cache", "prune_cache", "scan_cache", "verify_cache"]
+__all__ = ["find_caches", "list_caches", "prune_caches", "verify_caches"]
 
-_PLANS = "plans"
 _DAY_S = 86_400.0
-_ABANDONED_S = 3600.0
-"""A draft of another machine that has not changed for so long is nobody's."""
+_IN_USE = ("ready", "plan", "unpacked")
+"""What goes when nobody has opened it for long."""
 
 
-class CacheEntry(NamedTuple):
-    """One thing in a cache folder."""
-
-    folder: Path
-    state: str
-    """`ready`, `plan`, `building`, `abandoned`, `leftover`, or `damaged: why`."""
-    num_samples: int
-    num_tokens: int
-    num_bytes: int
-    idle_s: float
-    """Seconds since it was last opened, or for a draft, written to."""
-    origin: str
-    """The first data file, and how many more there are."""
-
-
-def find_cache(where: str) -> Path:
-    """The cache folder that a command line means: itself, or that of a run config.
+def find_caches(where: str) -> list[Path]:
+    """The folders that a command line means: the one it names, or all that a run config keeps its
+    data in: its cache folder, and where its compressed files are unpacked.
 
     Raises:
-        ConfigError: there is no such folder.
+        ConfigError: there is none.
     """
     path = Path(where)
+    found = [path]
     if path.is_file() and path.suffix == ".json":
         data = load_layers(path, ()).data
         named = (
             data.get("cache_dir") or Path(str(data.get("work_dir", "work_dirs"))) / ".token_store"
         )
-        path = Path(named)
-    if not path.is_dir():
-        raise ConfigError(f"{path}: no cache folder there (relative to {Path.cwd()})")
-    return path
+        found = [Path(named)]
+        found += [folder for folder in _unpack_dirs(data) if folder.is_dir()]
+    if not found[0].is_dir():
+        raise ConfigError(f"{found[0]}: no cache folder there (relative to {Path.cwd()})")
+    return found
 
 
-def scan_cache(cache: Path) -> Iterator[CacheEntry]:
-    """Everything in a cache folder, by name."""
-    for folder in sorted(cache.iterdir()):
-        if not folder.is_dir():
-            continue
-        if folder.name.endswith(".gone"):
-            yield _other(folder, "leftover")
-        elif folder.name.endswith(DRAFT_SUFFIX):
-            yield _other(folder, "building" if _has_living_owner(folder) else "abandoned")
-        elif folder.name == _PLANS:
-            for plan in sorted(path for path in folder.iterdir() if path.is_dir()):
-                yield _other(plan, "plan")
-        elif (folder / META_FILE).exists():
-            yield _store(folder)
+def _unpack_dirs(data: Mapping[str, object]) -> list[Path]:
+    """Where the compressed files of a config's datasets are unpacked."""
+    evaluation = data.get("eval")
+    lists = [data.get("datasets")]
+    lists.append(evaluation.get("datasets") if isinstance(evaluation, dict) else None)
+    found: dict[Path, None] = {}
+    for entries in lists:
+        for entry in entries if isinstance(entries, list) else ():
+            dataset = entry.get("dataset") if isinstance(entry, dict) else None
+            if isinstance(dataset, dict):
+                found[Path(str(dataset.get("unpack_dir") or default_unpack_dir()))] = None
+    return list(found)
 
 
-def list_cache(cache: Path) -> int:
-    """Print a line for each entry, and the sum."""
+def list_caches(caches: Sequence[Path]) -> int:
+    """Print a line for each entry, and a sum for each folder."""
+    for number, cache in enumerate(caches):
+        print_text("\n".join([*([""] if number else []), *_table(cache)]))
+    return 0
+
+
+def verify_caches(caches: Sequence[Path]) -> int:
+    """Read everything against its checksums; 0 if all is whole, else 2."""
+    wrong = 0
+    for cache in caches:
+        for entry in scan_cache(cache):
+            try:
+                damage = damage_of(entry)
+            except FileNotFoundError:
+                continue  # pruned, or published under its name, meanwhile
+            if damage is None:
+                continue
+            what = "folder" if entry.place.is_dir() else "file"
+            problem = f"damaged: {damage}; delete the {what}" if damage else "whole"
+            print_text(f"{entry.place}: {problem}")
+            wrong += bool(damage)
+    return 2 if wrong else 0
+
+
+def prune_caches(caches: Sequence[Path], *, days: float, dry_run: bool) -> int:
+    """Delete what is damaged, abandoned or outdated, or was not opened for `days`."""
+    for cache in caches:
+        freed = 0
+        for entry in scan_cache(cache):
+            why = _why_it_goes(entry, days)
+            if why is None:
+                continue
+            print_text(f"{'would delete' if dry_run else 'deleted'} {entry.place} ({why})")
+            freed += entry.num_bytes
+            if not dry_run:
+                _delete(entry.place)
+        print_text(f"{_size(freed)} {'would be ' if dry_run else ''}freed in {cache}")
+    return 0
+
+
+def _why_it_goes(entry: CacheEntry, days: float) -> str | None:
+    if entry.state in ("building", "hashes"):
+        return None
+    if entry.state in _IN_USE:
+        idle = entry.idle_s >= days * _DAY_S
+        return f"not opened for {_age(entry.idle_s)}" if idle else None
+    return "its data files are gone" if entry.state == "outdated" else entry.state
+
+
+def _delete(place: Path) -> None:
+    if place.is_dir():
+        # Its name first, so that nobody opens half of it.
+        gone = place.with_name(f"{place.name}.gone")
+        with suppress(OSError):
+            place.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+        shutil.rmtree(place, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            os.unlink(place)
+        with suppress(OSError):
+            os.unlink(place.with_suffix(NOTE_SUFFIX))
+
+
+def _table(cache: Path) -> list[str]:
     entries = list(scan_cache(cache))
-    rows = [("store", "state", "samples", "tokens", "size", "idle", "from")]
+    rows = [("name", "state", "samples", "tokens", "size", "idle", "from")]
     for entry in entries:
+        is_store = entry.state == "ready"
         rows.append(
             (
-                str(entry.folder.relative_to(cache)),
+                str(entry.place.relative_to(cache)),
                 entry.state,
-                f"{entry.num_samples:,}",
-                f"{entry.num_tokens:,}",
+                f"{entry.num_samples:,}" if is_store else "",
+                f"{entry.num_tokens:,}" if is_store else "",
                 _size(entry.num_bytes),
                 _age(entry.idle_s),
                 entry.origin,
@@ -103,105 +147,7 @@ def list_cache(cache: Path) -> int:
         ]
         lines.append("  ".join(cells).rstrip())
     total = sum(entry.num_bytes for entry in entries)
-    lines.append(f"{len(entries)} in {cache}, {_size(total)}")
-    print_text("\n".join(lines))
-    return 0
-
-
-def verify_cache(cache: Path) -> int:
-    """Read every store against its checksums; 0 if all are whole, else 2."""
-    wrong = 0
-    for folder in sorted(cache.iterdir()):
-        if not (folder / META_FILE).is_file():
-            continue
-        try:
-            damaged = damaged_files(folder)
-            problem = f"damaged: {', '.join(damaged)}; delete the folder" if damaged else ""
-        except DataError as error:
-            problem = str(error)
-        print_text(f"{folder}: {problem or 'whole'}")
-        wrong += bool(problem)
-    return 2 if wrong else 0
-
-
-def prune_cache(cache: Path, *, days: float, dry_run: bool) -> int:
-    """Delete what is damaged, abandoned, or was not opened for `days`."""
-    freed = 0
-    for entry in scan_cache(cache):
-        if entry.state == "building":
-            continue
-        why = entry.state
-        if entry.state in ("ready", "plan"):
-            if entry.idle_s < days * _DAY_S:
-                continue
-            why = f"not {'opened' if entry.state == 'ready' else 'made'} for {_age(entry.idle_s)}"
-        print_text(f"{'would delete' if dry_run else 'deleted'} {entry.folder} ({why})")
-        freed += entry.num_bytes
-        if not dry_run:
-            # Its name first, so that nobody opens half of it.
-            gone = entry.folder.with_name(f"{entry.folder.name}.gone")
-            with suppress(OSError):
-                entry.folder.rename(gone)
-            shutil.rmtree(gone, ignore_errors=True)
-            shutil.rmtree(entry.folder, ignore_errors=True)
-    print_text(f"{_size(freed)} {'would be ' if dry_run else ''}freed in {cache}")
-    return 0
-
-
-def _store(folder: Path) -> CacheEntry:
-    num_bytes, changed = _measure(folder)
-    with suppress(OSError):
-        changed = (folder / USED_FILE).stat().st_mtime
-    try:
-        meta = open_store(folder).meta
-    except DataError as error:
-        reason = str(error).removeprefix(f"{folder}: ")
-        return CacheEntry(folder, f"damaged: {reason}", 0, 0, num_bytes, _since(changed), "")
-    files = meta["data_files"]
-    more = f" and {len(files) - 1} more" if len(files) > 1 else ""
-    return CacheEntry(
-        folder,
-        "ready",
-        meta["num_samples"],
-        meta["num_tokens"],
-        num_bytes,
-        _since(changed),
-        f"{files[0]}{more}" if files else "",
-    )
-
-
-def _other(folder: Path, state: str) -> CacheEntry:
-    num_bytes, changed = _measure(folder)
-    return CacheEntry(folder, state, 0, 0, num_bytes, _since(changed), "")
-
-
-def _measure(folder: Path) -> tuple[int, float]:
-    """(bytes, time of the last change) of a folder that others may be changing."""
-    num_bytes, changed = 0, 0.0
-    with suppress(OSError):
-        changed = folder.stat().st_mtime
-    for path in folder.rglob("*"):
-        with suppress(OSError):
-            stat = path.stat()
-            num_bytes += stat.st_size
-            changed = max(changed, stat.st_mtime)
-    return num_bytes, changed
-
-
-def _has_living_owner(draft: Path) -> bool:
-    """Whether some process still works on a draft."""
-    for claim in draft.glob("*.claim"):
-        try:
-            alive = is_alive_here(json.loads(claim.read_bytes()))
-        except (OSError, ValueError):
-            alive = None
-        if alive or (alive is None and _since(_measure(draft)[1]) < _ABANDONED_S):
-            return True
-    return False
-
-
-def _since(when: float) -> float:
-    return max(0.0, time.time() - when)
+    return [*lines, f"{len(entries)} in {cache}, {_size(total)}"]
 
 
 def _size(num_bytes: int) -> str:

@@ -53,7 +53,7 @@ class PrepareCommand(Command):
 
 
 class CacheCommand(Command):
-    """List, verify or prune the tokenized data in a cache folder."""
+    """List, verify or prune what runs keep: tokenized data, plans, unpacked files."""
 
     name = "cache"
 
@@ -62,12 +62,13 @@ class CacheCommand(Command):
             "action",
             choices=["list", "verify", "prune"],
             help="list what is there; read all of it against its checksums; delete what is damaged, "
-            "abandoned or unused",
+            "abandoned, outdated or unused",
         )
         parser.add_argument(
             "folder",
             metavar="FOLDER",
-            help="a cache folder, or a run config (its cache_dir, else work_dir/.token_store)",
+            help="a cache folder, a folder of unpacked files, or a run config: its cache_dir (else "
+            "work_dir/.token_store), and where its compressed files are unpacked",
         )
         parser.add_argument(
             "--days",
@@ -82,14 +83,14 @@ class CacheCommand(Command):
 
     def run(self, arguments: argparse.Namespace, plugins: LoadedPlugins) -> int:
         del plugins
-        from .cache import find_cache, list_cache, prune_cache, verify_cache
+        from .cache import find_caches, list_caches, prune_caches, verify_caches
 
-        folder = find_cache(arguments.folder)
+        folders = find_caches(arguments.folder)
         if arguments.action == "list":
-            return list_cache(folder)
+            return list_caches(folders)
         if arguments.action == "verify":
-            return verify_cache(folder)
-        return prune_cache(folder, days=arguments.days, dry_run=arguments.dry_run)
+            return verify_caches(folders)
+        return prune_caches(folders, days=arguments.days, dry_run=arguments.dry_run)
 
 
 def _positive(text: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from typing import TYPE_CHECKING
 
 from loguru import logger
@@ -14,9 +15,12 @@ from pegboard.data_report import describe_plan, describe_store
 from pegboard.preparation import cache_folder, prepare_sources
 
 if TYPE_CHECKING:
+    from pegboard.data_loading import RunData
     from pegboard.run_config import RunConfig
 
 __all__ = ["prepare_run"]
+
+_TELL_S = 10.0
 
 
 def prepare_run(
@@ -26,7 +30,7 @@ def prepare_run(
     num_workers: int | None = None,
     trust_remote_code: bool = False,
 ) -> None:
-    """Make the token stores of a run and the plan of its first epoch; print what they come to.
+    """Make the token stores of a run and the plans of its epochs; print what they come to.
 
     Args:
         limit: take only so many records of each dataset.
@@ -61,10 +65,29 @@ def prepare_run(
             global_batch_size=run.global_batch_size,
             last_epoch=last_epoch,
         )
-        plan = data.plan_epoch(0)
         lines = [line for source in sources for line in describe_store(source.store)]
-        lines += describe_plan(sources, plan, global_batch_size=run.global_batch_size)
+        lines += describe_plan(sources, data.plan_epoch(0), global_batch_size=run.global_batch_size)
+        if entries is run.datasets:
+            lines.append(_plan_run(data, run))
         print_text("\n".join(lines))
+
+
+def _plan_run(data: RunData, run: RunConfig) -> str:
+    """Plan all epochs that the run trains, where plans are kept; what they come to, as a line."""
+    keeps, told = data.planner.keeps_files, time.monotonic()
+    num_steps = epoch = 0
+    while num_steps < run.total_steps if run.total_steps else epoch < (run.epoch_num or 1):
+        if epoch and run.total_steps and not keeps:
+            break  # each rank plans a small set for itself when it gets there
+        data.planner.prepare(epoch)
+        num_steps += data.steps_per_epoch(epoch)
+        epoch += 1
+        if time.monotonic() - told > _TELL_S:
+            told = time.monotonic()
+            logger.info(f"planned {epoch} epochs of the run")
+    if run.total_steps:
+        return f"the run: {run.total_steps:,} steps, {run.total_steps / (num_steps / epoch):,.2f} epochs"
+    return f"the run: {num_steps:,} steps, {epoch:,} {'epoch' if epoch == 1 else 'epochs'}"
 
 
 def _screen(message: object) -> None:

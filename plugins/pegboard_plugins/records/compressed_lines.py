@@ -2,18 +2,22 @@
 
 None of these can be entered in the middle, so the file is unpacked once into a cache folder, under
 a name made of its path, size and time, and read there; messages name the file itself. Several
-processes may do so at once: each writes a file of its own, and renaming it is atomic.
+processes may do so at once: each writes a file of its own, and renaming it is atomic. A note beside
+it says what it was unpacked from, with a checksum, for `pegboard cache`; its time of change says when
+it was last opened. One that was deleted meanwhile is unpacked again.
 """
 
 from __future__ import annotations
 
 import gzip
 import hashlib
+import json
 import os
 import tempfile
+import uuid
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +26,10 @@ from pegboard_plugins.records.file_kinds import missing_package
 from pegboard_plugins.records.json_array import iter_array_lines
 from pegboard_plugins.records.line_index import LineIndex, parse_json_line
 
-__all__ = ["CompressedLines"]
+__all__ = ["NOTE_SUFFIX", "CompressedLines"]
+
+NOTE_SUFFIX = ".note.json"
+"""Of the note beside an unpacked file: `file`, `bytes`, `crc`."""
 
 _BLOCK_BYTES = 4 << 20
 
@@ -40,6 +47,7 @@ class CompressedLines:
 
     def __init__(self, path: str, unpack_dir: str) -> None:
         self.path = path
+        self._unpack_dir = unpack_dir
         self._unpacked = _unpack(path, unpack_dir)
         with self._naming_the_compressed_file():
             self._lines = LineIndex(self._unpacked)
@@ -50,6 +58,14 @@ class CompressedLines:
     def read_bytes(self, index: int) -> bytes:
         """Line `index` (from 0) as it is in the unpacked file, its line end included."""
         with self._naming_the_compressed_file():
+            try:
+                return self._lines.read_bytes(index)
+            except DataError as error:
+                if not isinstance(error.__cause__, FileNotFoundError):
+                    raise
+            # Somebody emptied the folder; of a file that has changed since, the place is another.
+            if _unpack(self.path, self._unpack_dir) != self._unpacked:
+                raise DataError(f"{self.path}: the file changed while it was read; start again")
             return self._lines.read_bytes(index)
 
     def place_of(self, index: int) -> dict[str, str | int]:
@@ -91,7 +107,10 @@ def _unpack(path: str, unpack_dir: str) -> str:
         identity = f"{os.path.realpath(path)}\0{stat.st_size}\0{stat.st_mtime_ns}"
         digest = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:32]
         target = Path(unpack_dir) / f"{digest}.jsonl"
-        if not target.exists():
+        if target.exists():
+            with suppress(OSError):  # a folder of somebody else's
+                os.utime(target)
+        else:
             target.parent.mkdir(parents=True, exist_ok=True)
             _write_whole(path, target)
     except errors as error:
@@ -110,13 +129,23 @@ def _write_whole(path: str, target: Path) -> None:
         blocks = _gzip_blocks(path) if path.endswith(".gz") else _zstd_blocks(path)
     with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".part", delete=False) as draft:
         try:
+            size = crc = 0
             for block in blocks:
                 draft.write(block)
+                size, crc = size + len(block), zlib.crc32(block, crc)
             draft.flush()
+            _write_note(target, {"file": os.path.realpath(path), "bytes": size, "crc": crc})
             os.replace(draft.name, target)
         except BaseException:
             os.unlink(draft.name)
             raise
+
+
+def _write_note(target: Path, note: dict[str, Any]) -> None:
+    place = target.with_suffix(NOTE_SUFFIX)
+    draft = place.with_name(f"{place.name}.{uuid.uuid4().hex[:8]}.part")
+    draft.write_text(json.dumps(note), encoding="utf-8", errors="surrogateescape")
+    os.replace(draft, place)
 
 
 def _gzip_blocks(path: str) -> Iterator[bytes]:

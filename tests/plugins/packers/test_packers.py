@@ -53,7 +53,7 @@ def test_every_sample_is_in_exactly_one_pack_and_no_pack_is_over_length(
 ) -> None:
     array = np.array(lengths, dtype=np.int64)
     plan = packer.plan(array, 16, seed=3)
-    assert plan.offsets.dtype == plan.samples.dtype == np.int64
+    assert plan.offsets.dtype == np.int64 and plan.samples.dtype.kind == "i"
     assert sorted(plan.samples.tolist()) == list(range(len(lengths)))
     assert plan.offsets[0] == 0 and plan.offsets[-1] == len(lengths)
     assert (np.diff(plan.offsets) > 0).all()

@@ -12,6 +12,8 @@ import pytest
 
 from pegboard.assemble import build_run_data
 from pegboard.cli import main
+from pegboard.data_loading import Cursor
+from pegboard.epoch_planner import EpochPlanner
 from pegboard.plugin_manager import load_plugins
 from pegboard.preparation import cache_folder, prepare_sources
 from pegboard.record_tokenizing import RecordJob
@@ -147,6 +149,50 @@ def test_training_after_prepare_tokenizes_and_plans_nothing(
     monkeypatch.setattr(RecordJob, "write_part", lambda *_: pytest.fail("tokenized"))
     assert main(["train", str(config), "--no-third-party", *length]) == 0
     assert plans[0].stat().st_ino == made
+
+
+@pytest.mark.parametrize("packer", ["ExpandSoftPacker", "HardPacker"])
+@pytest.mark.parametrize(
+    ("length", "epochs", "said"),
+    [
+        (("--set", "epoch_num=3"), 3, "steps, 3 epochs"),
+        (("--set", "epoch_num=null", "--set", "total_steps=500"), 2, "the run: 500 steps, 1."),
+    ],
+)
+def test_every_epoch_of_the_run_is_planned_so_that_training_only_maps(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    packer: str,
+    length: tuple[str, ...],
+    epochs: int,
+    said: str,
+) -> None:
+    config = write_config(tmp_path, [CHATS[0]] * 10_000)
+    words = (*length, "--set", f"dataloader.packer.class_name={packer}")
+    assert prepare(config, *words, "--set", "global_batch_size=7") == 0
+    assert said in capsys.readouterr().out.splitlines()[-1]
+    plans = sorted(tmp_path.glob("work/.token_store/plans/*/*/plan.json"))
+    assert len(plans) == epochs
+    parsed = load_run_config(
+        config,
+        [word for word in words if word != "--set"],
+        load_plugins(third_party=False).registry,
+    ).run
+    tokenizer = parsed.tokenizer.build()
+    sources = prepare_sources(
+        parsed.datasets,
+        cache=cache_folder(parsed),
+        tokenizer=tokenizer,
+        model=parsed.model,
+        num_workers=0,
+    )
+    monkeypatch.setattr(EpochPlanner, "_make", lambda *_: pytest.fail("planned"))
+    last = epochs - 1 if parsed.epoch_num else None
+    data = build_run_data(parsed, None, sources, tokenizer, global_batch_size=7, last_epoch=last)
+    if parsed.epoch_num:
+        assert data.steps_from(Cursor(), epochs) > 0
+    assert all(data.plan_epoch(epoch).num_packs for epoch in range(epochs))
 
 
 def test_a_bad_record_that_is_not_allowed_is_one_line_and_code_2(

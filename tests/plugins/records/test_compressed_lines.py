@@ -91,12 +91,31 @@ def test_a_changed_file_is_unpacked_again_and_an_equal_one_is_not(
 ) -> None:
     path = write(tmp_path, ending)
     opened(path)
-    (first,) = (tmp_path / "unpacked").iterdir()
-    stamp = first.stat().st_mtime_ns
+    (first,) = (tmp_path / "unpacked").glob("*.jsonl")
+    made = first.stat().st_ino
+    os.utime(first, (0, 0))
     opened(path)
-    assert first.stat().st_mtime_ns == stamp
+    assert first.stat().st_ino == made
+    assert first.stat().st_mtime > 0, "its time says when it was last opened"
     write(tmp_path, ending, b'{"n": 0}\n')
     assert len(opened(path)) == 1
+
+
+def test_an_unpacked_file_that_somebody_deleted_is_unpacked_again(
+    tmp_path: Path, ending: str
+) -> None:
+    path = write(tmp_path, ending)
+    lines = opened(path)
+    expected = lines.read_record(0)
+    for deleted in (tmp_path / "unpacked").iterdir():
+        deleted.unlink()
+    assert lines.read_record(0) == expected
+    lines.close()
+    for deleted in (tmp_path / "unpacked").iterdir():
+        deleted.unlink()
+    write(tmp_path, ending, b'{"n": 0}\n')
+    with pytest.raises(DataError, match="the file changed while it was read; start again"):
+        lines.read_record(0)
 
 
 def test_a_package_that_is_missing_is_named_with_the_command() -> None:

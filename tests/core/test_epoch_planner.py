@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from pegboard import DataError, Example, PackPlan, PluginError, SampleKey
-from pegboard import epoch_plan as module
+from pegboard import epoch_planner as module
 from pegboard.data_loading import DataSource, RunData
-from pegboard.epoch_plan import EpochPlan, EpochPlanner, PlanningStopped
+from pegboard.epoch_plan import EpochPlan
+from pegboard.epoch_planner import EpochPlanner, PlanningStopped
 from pegboard.token_store import TokenStore, build_store
 from pegboard_plugins.collators.component import SFTLLMCollator
 from pegboard_plugins.packers.component import ExpandSoftPacker, HardPacker, SoftPacker
