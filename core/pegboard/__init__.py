@@ -73,6 +73,7 @@ from pegboard.errors import (
     WeightsError,
 )
 from pegboard.hookspecs import hookimpl
+from pegboard.schema_config import SchemaConfig
 
 __all__ = [
     "IGNORE_INDEX",
@@ -114,6 +115,7 @@ __all__ = [
     "RecordTokens",
     "SampleKey",
     "SaverComponent",
+    "SchemaConfig",
     "ShardUnit",
     "StepEnd",
     "StepReport",

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COMPONENT_KINDS",
+    "TAKEN_OUT",
     "CallbackComponent",
     "CollatorComponent",
     "Component",
@@ -93,7 +94,8 @@ class Component:
     """Base of everything that a JSON file can name.
 
     A subclass has a docstring, a nested `Config(ComponentConfig)`, the line `config: Config`, and the
-    `build` of its kind. `__init__` reads no file and imports nothing heavy.
+    `build` of its kind. `__init__` reads no file and imports nothing heavy. Instead of `Config` it may have a
+    `config_schema`.
 
     >>> from pegboard import Component, ComponentConfig
     >>> class Named(Component):
@@ -111,9 +113,19 @@ class Component:
     class Config(ComponentConfig):
         """No fields."""
 
+    config_schema: ClassVar[Any] = None
+    """A JSON Schema (a dict) of the part's own keys; makes `Config`, and `config["key"]` is a key's value."""
+
     config: Any
     plugin: str | None = None
     """The plugin that the JSON picked beside `class_name`, if it did; set by the core."""
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if "config_schema" in vars(cls) and "Config" not in vars(cls):
+            from pegboard.schema_config import of_schema
+
+            cls.Config = of_schema(cls, cls.config_schema)  # type: ignore[assignment, misc]
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -511,6 +523,20 @@ class CallbackComponent(Component):
 
     def build(self, run_dir: Path) -> Callback:
         raise NotImplementedError
+
+
+TAKEN_OUT: Mapping[str, tuple[str, ...]] = {
+    "dataset": (
+        "name",
+        "sample_ratio",
+        "sample_draw",
+        "token_weight",
+        "on_bad_record",
+        "record_schema",
+    ),
+    "model": ("preset",),
+}
+"""Keys of a kind's JSON, beside class_name and plugin, that the core takes out before a part's own config is read."""
 
 
 @dataclass(frozen=True)

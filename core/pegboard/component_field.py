@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 
-from pegboard.component import COMPONENT_KINDS, Component, ModelComponent
+from pegboard.component import COMPONENT_KINDS, TAKEN_OUT, Component, ModelComponent
 from pegboard.errors import ConfigError
+from pegboard.json_schema import known_properties
 from pegboard.registry import nearest
+from pegboard.schema_config import SchemaConfig
 
 if TYPE_CHECKING:
     from pegboard.registry import Registry
@@ -33,18 +35,8 @@ __all__ = [
 
 CORE_KEYS = ("class_name", "plugin")
 
-DATASET_OPTIONS = (
-    "name",
-    "sample_ratio",
-    "sample_draw",
-    "token_weight",
-    "on_bad_record",
-    "record_schema",
-)
+DATASET_OPTIONS = TAKEN_OUT["dataset"]
 """Keys written inside a dataset's object that the core reads itself, for every dataset."""
-
-_TAKEN_OUT = {"dataset": DATASET_OPTIONS, "model": ("preset",)}
-"""Keys of a kind that the core takes out before a part's own config is read."""
 
 
 class ComponentOf:
@@ -101,7 +93,7 @@ class ComponentOf:
         try:
             config = cls.Config.model_validate_json(json.dumps(own), context=info.context)
         except ValidationError as error:
-            raise rewrite_errors(error, cls.Config, _TAKEN_OUT.get(self.kind, ())) from None
+            raise rewrite_errors(error, cls.Config, TAKEN_OUT.get(self.kind, ())) from None
         component = cls(config)
         component.plugin = plugin
         return component
@@ -216,6 +208,8 @@ def rewrite_errors(
 
 def known_keys(model: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:
     """Keys that an object inside a config may have; [] if it is not one of fixed keys."""
+    if issubclass(model, SchemaConfig):
+        return known_properties(model.json_schema, loc)
     annotation: Any = model
     for step in loc:
         choices = [choice for choice in _models_in(annotation) if step in choice.model_fields]

@@ -29,6 +29,7 @@ from pegboard.component_field import (
 from pegboard.errors import ConfigError
 from pegboard.plugin_policy import check_requires
 from pegboard.plugin_sources import BUILT_INS
+from pegboard.schema_config import default_values
 
 if TYPE_CHECKING:
     from pegboard.registry import Registry
@@ -400,11 +401,11 @@ def _check_max_lengths(data: Mapping[str, Any], registry: Registry) -> Iterator[
         for index, entry in entries:
             tokenize_fn = entry.get("tokenize_fn")
             cls = _class_of("tokenize_fn", tokenize_fn, registry)
-            if cls is None or "max_length" not in cls.Config.model_fields:
+            defaults = default_values(cls.Config) if cls is not None else {}
+            if "max_length" not in defaults:
                 continue
             assert isinstance(tokenize_fn, dict)
-            default = cls.Config.model_fields["max_length"].default
-            max_length = tokenize_fn.get("max_length", default)
+            max_length = tokenize_fn.get("max_length", defaults["max_length"])
             if type(max_length) is int and max_length > longest:
                 yield Problem(
                     (*path, index, "tokenize_fn", "max_length"),

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic.json_schema import GenerateJsonSchema
 
-from pegboard.component import COMPONENT_KINDS, Component, ModelComponent
+from pegboard.component import COMPONENT_KINDS, Component, ComponentConfig, ModelComponent
 from pegboard.component_field import DATASET_OPTIONS
+from pegboard.errors import PluginError
+from pegboard.json_schema import check_schema, map_subschemas
 from pegboard.run_config import RunConfig
+from pegboard.schema_config import SchemaConfig
 
 if TYPE_CHECKING:
     from pegboard.registry import Registry
@@ -110,8 +113,12 @@ def _kind_schema(kind: str, registry: Registry, definitions: dict[str, JsonSchem
 def _class_schema(
     cls: type[Component], kind: str, definitions: dict[str, JsonSchema]
 ) -> JsonSchema:
+    config: type[ComponentConfig] = cls.Config
     try:
-        schema = _of_model(cls.Config, f"{kind}.{cls.__name__}", definitions)
+        if issubclass(config, SchemaConfig):
+            schema = _of_schema(config.json_schema, f"#/definitions/{kind}.{cls.__name__}")
+        else:
+            schema = _of_model(config, f"{kind}.{cls.__name__}", definitions)
     except Exception as error:  # noqa: BLE001 - a stranger's types; the other parts have schemas
         schema = {"type": "object", "$comment": f"no schema: {type(error).__name__}: {error}"}
     schema["description"] = (cls.__doc__ or "").strip().split("\n", 1)[0]
@@ -160,6 +167,49 @@ def _of_model(model: type[Any], prefix: str, definitions: dict[str, JsonSchema])
         definitions[f"{prefix}.{name}"] = _resolved(definition)
     result = _resolved(schema)
     assert isinstance(result, dict)
+    return result
+
+
+def _of_schema(schema: JsonSchema, place: str) -> JsonSchema:
+    """A part's own schema, in draft-07 and with its references where it stands now.
+
+    One that can't be used leaves the part without fields, and says why: the others are not at fault.
+    """
+    try:
+        check_schema(schema)
+    except PluginError as error:
+        return {"type": "object", "$comment": f"its config_schema can't be used: {error}"}
+    whole: JsonSchema = _in_draft_7(schema, place)
+    # What counts or names all keys would take those of the core for the part's.
+    for key in ("$schema", "$id", "title", "minProperties", "maxProperties", "propertyNames"):
+        whole.pop(key, None)
+    return whole
+
+
+def _in_draft_7(schema: Any, place: str) -> Any:
+    if not isinstance(schema, Mapping):
+        return schema
+    result = map_subschemas(schema, lambda inner: _in_draft_7(inner, place))
+    if "prefixItems" in result:
+        if "items" in result:
+            result["additionalItems"] = result["items"]
+        result["items"] = result.pop("prefixItems")
+    dependencies = {**result.pop("dependentRequired", {}), **result.pop("dependentSchemas", {})}
+    if dependencies:
+        result["dependencies"] = {**result.get("dependencies", {}), **dependencies}
+    if "required" in result:
+        # What has a default may be left out.
+        fields = result.get("properties", {})
+        result["required"] = [
+            name
+            for name in result["required"]
+            if not (isinstance(fields.get(name), Mapping) and "default" in fields[name])
+        ]
+    if "$ref" in result:
+        reference = {"$ref": place + result.pop("$ref").removeprefix("#")}
+        if not result:
+            return reference
+        result["allOf"] = [*result.get("allOf", ()), reference]  # siblings of $ref are ignored
     return result
 
 

@@ -14,9 +14,17 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 from pegboard.command import Command, check_command
-from pegboard.component import COMPONENT_KINDS, Component, ComponentConfig, ModelComponent
+from pegboard.component import (
+    COMPONENT_KINDS,
+    TAKEN_OUT,
+    Component,
+    ComponentConfig,
+    ModelComponent,
+)
 from pegboard.errors import ConfigError, PluginError
+from pegboard.json_schema import check_schema_form
 from pegboard.plugin_index import PluginIndex
+from pegboard.schema_config import SchemaConfig
 
 __all__ = [
     "HOOKS",
@@ -335,11 +343,23 @@ def _check_names(who: str, cls: type[Component]) -> None:
 
 
 def _check_config(who: str, cls: type[Component]) -> None:
-    config = cls.Config
+    config: type[ComponentConfig] = cls.Config
     if not (isinstance(config, type) and issubclass(config, ComponentConfig)):
         raise PluginError(
             f"{who}: Config is not a ComponentConfig; write class Config(ComponentConfig)"
         )
+    if any(
+        "config_schema" in vars(owner) and not issubclass(vars(owner)["Config"], SchemaConfig)
+        for owner in cls.__mro__
+        if owner is not Component and "Config" in vars(owner)
+    ):
+        raise PluginError(f"{who} has a Config and a config_schema; keep one of them")
+    if issubclass(config, SchemaConfig):
+        try:
+            check_schema_form(config.json_schema, {*_TAKEN_FIELDS, *TAKEN_OUT.get(cls.kind, ())})
+        except PluginError as error:
+            raise PluginError(f"{who}: {error}") from None
+        return
     for name, field in config.model_fields.items():
         if name in _TAKEN_FIELDS:
             raise PluginError(

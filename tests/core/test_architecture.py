@@ -27,6 +27,7 @@ LIGHT = (
     "contracts",
     "errors",
     "hookspecs",
+    "json_schema",
     "json_source",
     "launch_errors",
     "plugin_faults",
@@ -41,6 +42,7 @@ LIGHT = (
     "registry",
     "run_config",
     "savers",
+    "schema_config",
     "tracking",
     "weight_map",
 )

@@ -9,6 +9,10 @@ from pydantic import ValidationError
 
 from pegboard.component import COMPONENT_KINDS, Component, ComponentConfig
 from pegboard.component_field import component_to_json
+from pegboard.errors import PluginError
+from pegboard.json_schema import check_schema
+from pegboard.registry import check_component
+from pegboard.schema_config import SchemaConfig
 from pegboard.testing.case import Case, Check
 
 __all__ = ["CHECKS"]
@@ -33,13 +37,31 @@ def _says_what_it_is(case: Case) -> None:
 
 
 def _describes_every_field(case: Case) -> None:
-    bare = [n for n, f in case.component.Config.model_fields.items() if not f.description]
-    assert not bare, f"fields without a description=: {', '.join(bare)}"
+    config: type[ComponentConfig] = case.component.Config
+    if issubclass(config, SchemaConfig):
+        fields = config.json_schema.get("properties", {})
+        bare = [name for name, field in fields.items() if not field.get("description")]
+    else:
+        bare = [n for n, f in config.model_fields.items() if not f.description]
+    assert not bare, f"fields without a description: {', '.join(bare)}"
+
+
+def _its_config_schema_is_sound(case: Case) -> None:
+    """Of a part with a Config of its own there is nothing to see here."""
+    config: type[ComponentConfig] = case.component.Config
+    if issubclass(config, SchemaConfig):
+        try:
+            check_component(case.component.kind, case.component)
+            check_schema(config.json_schema)
+        except PluginError as error:
+            raise AssertionError(str(error)) from error
 
 
 def _config_is_strict_and_frozen(case: Case) -> None:
     settings = case.component.Config.model_config
     wanted = {"strict": True, "frozen": True, "extra": "forbid"}
+    if issubclass(case.component.Config, SchemaConfig):
+        wanted["extra"] = "allow"  # its schema says which keys there are
     for key, value in wanted.items():
         assert settings.get(key) == value, f"Config has {key}={settings.get(key)!r}, not {value!r}"
     try:
@@ -78,6 +100,7 @@ CHECKS = (
     Check("is_a_part_of_its_kind", _is_a_part_of_its_kind),
     Check("says_what_it_is", _says_what_it_is),
     Check("describes_every_field", _describes_every_field),
+    Check("config_schema_is_sound", _its_config_schema_is_sound),
     Check("config_is_strict_and_frozen", _config_is_strict_and_frozen),
     Check("config_survives_json", _config_survives_json),
     Check("init_keeps_the_config", _init_keeps_the_config),
