@@ -30,7 +30,21 @@ __all__ = ["SchemaConfig", "default_values", "of_schema"]
 
 
 class SchemaConfig(ComponentConfig):
-    """The config of a part that has a `config_schema`: `config["path"]` for each property."""
+    """The config of a part that has a `config_schema`: `config["path"]` for each property.
+
+    >>> from pegboard import LossComponent, SchemaConfig
+    >>> class Focal(LossComponent):
+    ...     "Weighs tokens by how wrong they are."
+    ...     config_schema = {
+    ...         "type": "object",
+    ...         "additionalProperties": False,
+    ...         "properties": {"gamma": {"type": "number", "default": 2.0, "description": "Power."}},
+    ...     }
+    >>> issubclass(Focal.Config, SchemaConfig)
+    True
+    >>> Focal.Config.model_validate_json("{}")["gamma"]
+    2.0
+    """
 
     model_config = ConfigDict(extra="allow")  # what there may be is the schema's matter
     json_schema: ClassVar[Any] = {}
