@@ -11,9 +11,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import socket
 import time
+import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +62,7 @@ def prepare_sources(
     num_workers: int,
     limit: int | None = None,
     log_counts: bool = True,
+    fresh: bool = False,
 ) -> list[DataSource]:
     """Tokenized datasets in the order of the config.
 
@@ -67,13 +71,15 @@ def prepare_sources(
         num_workers: processes that tokenize; 0: this one does.
         limit: take only so many records of each dataset.
         log_counts: log what became of the records of each.
+        fresh: make the stores anew, also those that are there; for media that have changed, which a
+            store's name does not cover.
 
     Raises:
         DataError: a bad record (unless its dataset allows it), or a dataset without any sample.
     """
     sources = []
     for source_id, entry in enumerate(entries):
-        store = _prepare(entry, cache, tokenizer, model, num_workers, limit)
+        store = _prepare(entry, cache, tokenizer, model, num_workers, limit, fresh)
         if log_counts and is_speaker():
             for line in describe_store(store):
                 logger.info(line)
@@ -99,6 +105,7 @@ def _prepare(
     model: ModelComponent,
     num_workers: int,
     limit: int | None,
+    fresh: bool,
 ) -> TokenStore:
     dataset = entry.dataset.build(entry.name)
     if limit is not None:
@@ -107,6 +114,8 @@ def _prepare(
     schema = _record_schema(entry, dataset)
     fingerprint = _fingerprint(entry, dataset, tokenize, tokenizer, schema, cache)
     folder = cache / fingerprint[:24]
+    if fresh:
+        _discard(folder)
     with _Teller(entry.name) as tell:
         store = build_store(
             folder,
@@ -124,6 +133,14 @@ def _prepare(
     except OSError:
         pass  # a cache that only others may write
     return store
+
+
+def _discard(folder: Path) -> None:
+    """Its name first, so that nobody opens half of it; who has it open reads on."""
+    gone = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.gone")
+    with suppress(FileNotFoundError):
+        folder.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def _record_schema(entry: DatasetEntry, dataset: Dataset) -> RecordSchema | None:

@@ -247,5 +247,6 @@ def _broken(reference: str, error: Exception) -> DataError:
 def _too_short(reference: str, pick: int, found: int) -> MediaError:
     return MediaError(
         "video shorter than planned",
-        f"{_name(reference)}: frame {pick} was planned, but only {found} can be decoded",
+        f"{_name(reference)}: frame {pick} was planned, but only {found} can be decoded; if it has "
+        "changed since it was prepared, run pegboard prepare --fresh",
     )

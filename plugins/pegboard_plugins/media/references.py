@@ -139,7 +139,8 @@ class TileLoader:
                 raise MediaError(
                     "image_wh differs",
                     f"{part_name(part)} is {image.width}x{image.height}, but {width}x{height} was "
-                    "planned with; put image_wh right, or leave it out",
+                    "planned with: it has changed since it was prepared (run pegboard prepare "
+                    "--fresh), or the record's image_wh is wrong (put it right, or leave it out)",
                 )
             grid: Sequence[int] = item["grid"]
             yield cut_tiles(

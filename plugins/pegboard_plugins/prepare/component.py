@@ -34,6 +34,11 @@ class PrepareCommand(Command):
             help="processes that tokenize; default: one per core; 0: none, this one does",
         )
         parser.add_argument(
+            "--fresh",
+            action="store_true",
+            help="tokenize anew what is prepared already: for pictures or films that have changed",
+        )
+        parser.add_argument(
             "--trust-remote-code",
             action="store_true",
             help="let a tokenizer run code from its folder",
@@ -48,6 +53,7 @@ class PrepareCommand(Command):
             limit=arguments.limit,
             num_workers=arguments.workers,
             trust_remote_code=arguments.trust_remote_code,
+            fresh=arguments.fresh,
         )
         return 0
 

@@ -29,12 +29,14 @@ def prepare_run(
     limit: int | None = None,
     num_workers: int | None = None,
     trust_remote_code: bool = False,
+    fresh: bool = False,
 ) -> None:
     """Make the token stores of a run and the plans of its epochs; print what they come to.
 
     Args:
         limit: take only so many records of each dataset.
         num_workers: processes that tokenize; None: one per core; 0: this one does.
+        fresh: make the stores anew.
 
     Raises:
         DataError: a bad record that its dataset does not allow, or nothing to train on.
@@ -56,6 +58,7 @@ def prepare_run(
             num_workers=num_workers,
             limit=limit,
             log_counts=False,
+            fresh=fresh,
         )
         data = build_run_data(
             run,

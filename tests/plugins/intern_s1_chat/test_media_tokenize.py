@@ -170,6 +170,14 @@ def test_a_given_size_is_checked_when_the_file_is_opened(root: Path, check: str)
     assert caught.value.reason == "image_wh differs"
 
 
+def test_a_picture_that_changed_after_it_was_prepared_is_named_with_what_to_do(root: Path) -> None:
+    example = _tokenize(root, _chat(_image("wide"), _text("a")))
+    assert len(list(load_tiles(example.media))) == 1
+    Image.new("RGB", (28, 56)).save(root / "wide.png")
+    with pytest.raises(MediaError, match=r"wide\.png' is 28x56.*changed since.*prepare --fresh"):
+        list(load_tiles(example.media))
+
+
 @pytest.mark.parametrize("size", [[0, 5], [5], [5, 5, 5], ["5", "5"], [1.5, 2], "5x5", [True, 1]])
 def test_a_size_that_is_none_is_refused(root: Path, size: Any) -> None:
     with pytest.raises(MediaError, match=r"messages\[0\]\.content\[0\]\.image_wh"):

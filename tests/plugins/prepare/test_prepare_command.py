@@ -195,6 +195,21 @@ def test_every_epoch_of_the_run_is_planned_so_that_training_only_maps(
     assert all(data.plan_epoch(epoch).num_packs for epoch in range(epochs))
 
 
+def test_a_fresh_store_is_made_of_media_that_changed(tmp_path: Path) -> None:
+    """What a picture looks like is no part of a store's name: looking at each would cost too much."""
+    config = write_config(tmp_path, CHATS)
+    assert prepare(config) == 0
+    (store,) = stores(tmp_path)
+    mapped = open_store(store)
+    expected = mapped[1].input_ids.tolist()
+    made = (store / "meta.json").stat().st_ino
+    assert prepare(config, "--fresh") == 0
+    assert stores(tmp_path) == [store]
+    assert (store / "meta.json").stat().st_ino != made
+    assert mapped[1].input_ids.tolist() == expected, "a job that has the old one open reads on"
+    assert list(store.parent.glob(".*.gone")) == []
+
+
 def test_a_bad_record_that_is_not_allowed_is_one_line_and_code_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
