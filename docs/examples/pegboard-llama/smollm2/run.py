@@ -50,7 +50,8 @@ def main(argv: list[str] | None = None) -> int:
         taken = _train(folder, name, arguments.steps)
         results[name] = {**taken, **_score(folder, folder / name / "export", asked)}
     adapter = ["--adapter", str(folder / "lora" / "adapter")]
-    results["adapter"] = _score(folder, folder / "base", [*asked, *adapter])
+    # The same numbers as the merged export's, so that its answers need not be made again.
+    results["adapter"] = _score(folder, folder / "base", ["--answers", "0", *adapter])
     text = json.dumps(results, indent=2)
     (folder / "results.json").write_text(text + "\n", encoding="utf-8")
     table = _table(results, arguments)
@@ -130,9 +131,8 @@ def _table(results: dict[str, dict[str, Any]], arguments: argparse.Namespace) ->
         one = results[name]
         took = f"{one['seconds']:.0f} s" if "seconds" in one else ""
         speed = f"{one['tokens_per_s']:.0f}" if "tokens_per_s" in one else ""
-        rows.append(
-            f"| {title} | {one['loss']:.3f} | {one['format_rate']:.0%} | {took} | {speed} |"
-        )
+        formed = f"{one['format_rate']:.0%}" if "format_rate" in one else ""
+        rows.append(f"| {title} | {one['loss']:.3f} | {formed} | {took} | {speed} |")
     return "\n".join(rows) + "\n"
 
 

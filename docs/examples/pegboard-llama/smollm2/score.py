@@ -29,7 +29,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="Hugging Face folder of the model")
     parser.add_argument("chats", type=Path, help="JSON lines of held-out chats")
     parser.add_argument("--adapter", type=Path, help="folder of a peft adapter to put on it")
-    parser.add_argument("--answers", type=int, default=16, help="of so many chats (default: 16)")
+    parser.add_argument(
+        "--answers",
+        type=int,
+        default=16,
+        help="of the first so many chats; 0: loss only (default: 16)",
+    )
     parser.add_argument("--max-new-tokens", type=int, default=192)
     arguments = parser.parse_args(argv)
     model, tokenizer = _open(arguments.folder, arguments.adapter)
@@ -43,6 +48,8 @@ def score(
 ) -> dict[str, float]:
     """Loss over all chats, the rates over the first `num_answers` of them."""
     loss = answer_loss(model, tokenizer, chats)
+    if num_answers == 0:
+        return {"loss": loss}
     model.bfloat16()  # half the bytes a token, and what it was trained in
     asked = chats[:num_answers]
     formed = right = 0
