@@ -74,6 +74,7 @@ from pegboard.errors import (
 )
 from pegboard.hookspecs import hookimpl
 from pegboard.schema_config import SchemaConfig
+from pegboard.weight_map import Entry, Piece, WeightMap, fused, renamed
 
 __all__ = [
     "IGNORE_INDEX",
@@ -93,6 +94,7 @@ __all__ = [
     "DataError",
     "DatasetComponent",
     "DroppedSample",
+    "Entry",
     "Example",
     "Head",
     "ImageTokens",
@@ -106,6 +108,7 @@ __all__ = [
     "PackerComponent",
     "ParameterGroup",
     "PegboardError",
+    "Piece",
     "PluginError",
     "Problem",
     "RecordChat",
@@ -130,6 +133,9 @@ __all__ = [
     "TrainStart",
     "TrainingError",
     "TransformComponent",
+    "WeightMap",
     "WeightsError",
+    "fused",
     "hookimpl",
+    "renamed",
 ]

@@ -21,7 +21,11 @@ Box = tuple[tuple[int, int], ...]
 
 
 class Piece(NamedTuple):
-    """One published tensor's part in one of ours."""
+    """One published tensor's part in one of ours.
+
+    >>> Piece("experts.3.up_proj.weight", ours=((3, 4), (0, 8)), squeeze=True).theirs
+    ()
+    """
 
     published: str
     ours: Box = ()
@@ -43,7 +47,12 @@ class Overlap(NamedTuple):
 
 @dataclass(frozen=True)
 class Entry:
-    """How one of our tensors is made of published ones."""
+    """How one of our tensors is made of published ones; `renamed` and `fused` make the usual ones.
+
+    >>> halves = (Piece("low", ours=((0, 2),)), Piece("high", ours=((2, 4),)))
+    >>> WeightMap((Entry("both", (4, 3), halves),)).published_shapes()
+    {'low': (2, 3), 'high': (2, 3)}
+    """
 
     ours: str
     shape: tuple[int, ...]
@@ -59,7 +68,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class WeightMap:
-    """Every parameter of a model and its published names."""
+    """Every parameter of a model and its published names.
+
+    >>> names = WeightMap((renamed("embed.weight", "model.embed_tokens.weight", (10, 4)),))
+    >>> names.published_shapes()
+    {'model.embed_tokens.weight': (10, 4)}
+    >>> names.unmapped(["embed.weight", "norm.weight"])
+    ['norm.weight']
+    """
 
     entries: tuple[Entry, ...]
     tied: Mapping[str, str] = field(default_factory=dict)
@@ -155,12 +171,21 @@ def overlap(
 
 
 def renamed(ours: str, published: str, shape: Sequence[int]) -> Entry:
-    """Ours is the published tensor under another name."""
+    """Ours is the published tensor under another name.
+
+    >>> renamed("norm.weight", "model.norm.weight", (4,)).pieces[0].published
+    'model.norm.weight'
+    """
     return Entry(ours, tuple(shape), (Piece(published),))
 
 
 def fused(ours: str, parts: Sequence[tuple[str, int]], shape: Sequence[int]) -> Entry:
-    """Ours is published tensors one below the other: `parts` are (published name, rows)."""
+    """Ours is published tensors one below the other: `parts` are (published name, rows).
+
+    >>> gate_up = fused("gate_up.weight", [("gate.weight", 6), ("up.weight", 6)], (12, 4))
+    >>> WeightMap((gate_up,)).published_shapes()
+    {'gate.weight': (6, 4), 'up.weight': (6, 4)}
+    """
     pieces, start = [], 0
     for name, rows in parts:
         pieces.append(Piece(name, ours=((start, start + rows),)))

