@@ -2,12 +2,14 @@
 
 Messages are given to the template as that function prepares them, less its copy of every value: what
 is rendered here is plain JSON already. The sandbox's checks of what a template looks up are most of
-a render's time; the look-ups that are safe whatever the value are answered before it.
+a render's time; the look-ups that are safe whatever the value are answered before it. What tools and
+arguments are as JSON is remembered: each turn of a chat renders them again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import marshal
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 __all__ = ["CompiledTemplate"]
@@ -15,6 +17,8 @@ __all__ = ["CompiledTemplate"]
 _REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 _DICT_ATTRIBUTES = frozenset(dir(dict))
 _SCALARS = frozenset({bool, int, float, str})
+_MAX_TEXTS = 2048
+_MAX_KEY_BYTES = 1 << 16
 
 
 class CompiledTemplate:
@@ -37,6 +41,8 @@ class CompiledTemplate:
         self._template = compile_anew(source)
         self._special_tokens = {name: str(token) for name, token in special_tokens.items()}
         _answer_safe_look_ups(self._template.environment)
+        filters = self._template.environment.filters
+        filters["tojson"] = _remembering(filters["tojson"])
 
     def render(
         self,
@@ -69,6 +75,33 @@ def _prepared(message: Mapping[str, Any]) -> dict[str, Any]:
         if key in prepared:
             return {"thinking": prepared[key], **prepared, "reasoning_content": prepared[key]}
     return prepared
+
+
+def _remembering(to_json: Callable[..., str]) -> Callable[..., str]:
+    """The same filter, which keeps its answers by value: marshal is some ten times as fast as JSON.
+
+    NOTE: format 2, whose bytes depend on the value alone; they differ wherever the JSON could (True
+    and 1, 1 and 1.0, the order of keys), and what is of no plain type has none.
+    """
+    texts: dict[bytes, str] = {}
+
+    def tojson(value: Any, *arguments: Any, **options: Any) -> str:
+        if arguments or options:
+            return to_json(value, *arguments, **options)
+        try:
+            key = marshal.dumps(value, 2)
+        except ValueError:
+            return to_json(value)
+        text = texts.get(key)
+        if text is None:
+            text = to_json(value)
+            if len(texts) >= _MAX_TEXTS:
+                texts.clear()
+            if len(key) <= _MAX_KEY_BYTES:
+                texts[key] = text
+        return text
+
+    return tojson
 
 
 def _answer_safe_look_ups(environment: Any) -> None:

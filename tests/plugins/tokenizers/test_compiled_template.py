@@ -133,3 +133,15 @@ def test_transformers_own_environment_is_left_alone() -> None:
     shared = _compile_jinja_template("{{ messages[0].role }}").environment
     CompiledTemplate("{{ messages[0].role }}", {})
     assert "getattr" not in vars(shared)
+
+
+def test_json_is_remembered_by_value_and_never_stale() -> None:
+    """Equal to Python is not equal as JSON; what changed in place is rendered as it is now."""
+    template = CompiledTemplate("{{ tools | tojson }}{{ tools[0] | tojson(indent=1) }}", {})
+    tool: dict[str, Any] = {"a": 1, "b": [None, "\u00e9", "\ud800"]}
+    for value in (1, True, 1.0, "1", None, 1, 2**80, {"y": 1, "x": 2}, {"x": 2, "y": 1}):
+        tool["a"] = value
+        for _ in range(2):
+            text = template.render([USER], [tool], False, {})
+            dumped = json.dumps([tool], ensure_ascii=False)
+            assert text == dumped + json.dumps(tool, ensure_ascii=False, indent=1)
