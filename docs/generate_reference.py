@@ -1,4 +1,4 @@
-"""Write the pages that say what the code says: config reference, schema, public API.
+"""Write the pages that say what the code says: config reference, schema, public API, gallery.
 
 Run it after a config field or a public name changes: `python docs/generate_reference.py`. A test holds the files
 to it. With `--release`, as part of a release, today's public names become those that later changes are told by.
@@ -15,6 +15,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "core"), str(ROOT / "plugins"), str(ROOT / "docs")]
 
+from gallery import gallery_page  # noqa: E402
 from public_api import api_page, surface  # noqa: E402
 
 from pegboard.component import COMPONENT_KINDS  # noqa: E402
@@ -31,11 +32,13 @@ parts appear there too. A part's own fields stand beside its `class_name`. `$com
 
 def generated_files() -> dict[Path, str]:
     """Path -> text of each generated file."""
-    schema = run_config_schema(load_plugins(third_party=False).registry)
+    plugins = load_plugins(third_party=False)
+    schema = run_config_schema(plugins.registry)
     return {
         ROOT / "docs" / "config_reference.md": _reference(schema),
         ROOT / "configs" / "run_config.schema.json": json.dumps(schema, indent=1) + "\n",
         ROOT / "docs" / "api.md": api_page(),
+        ROOT / "docs" / "gallery.md": gallery_page(plugins),
         ROOT / "docs" / "public_api.txt": surface(),
     }
 

@@ -214,14 +214,11 @@ def write_guide(folder: Path, page: str, config: str, plugin: str) -> dict[str, 
     (text,) = [block for block in blocks(path, "json") if "extends" in json.loads(block)]
     (folder / plugin).write_text(source, encoding="utf-8")
     (folder / config).write_text(text, encoding="utf-8")
-    for block in blocks(path, "csv"):
-        (folder / "capitals.csv").write_text(block, encoding="utf-8")
     parsed: dict[str, Any] = json.loads(text)
     return parsed
 
 
 GUIDES = [
-    ("docs/writing_a_dataset.md", "capitals.json", "csv_dataset.py", "CsvDataset"),
     ("README.md", "squares.json", "squares.py", "SquaresDataset"),
 ]
 
