@@ -29,7 +29,7 @@ HEADER = """# Public API
 What a plugin may import, generated from the code: `pegboard` and `pegboard.testing`, and the libraries `blocks`,
 `texts`, `media` and `records` of `pegboard_plugins`. A name or signature here changes only with a line in
 `CHANGELOG.md` that names it; whatever is not on this page may change at any time. The hooks stand on
-[pages of their own](hooks.md).
+[pages of their own](hooks.md). Examples that import nothing begin after `from pegboard import *`.
 """
 
 
