@@ -39,7 +39,7 @@ PLACEHOLDERS = {"config.json", "CONFIG", "FOLDER", "FILE"}
 OWN_COMMANDS = {"train", "check", "plugins", "schema", "cache", "new", "prepare", "preview"}
 
 
-def these(*languages: str) -> Any:
+def these(*languages: str) -> pytest.MarkDecorator:
     chosen = [one for one in BLOCKS if one.language in languages and not one.not_run]
     return pytest.mark.parametrize("block", chosen, ids=lambda block: block.place)
 
@@ -138,9 +138,9 @@ def test_json_is_a_config_a_part_of_one_or_a_record(block: Block, tmp_path: Path
     else:
         entries = value if isinstance(value, list) else [value]
         for entry in entries:
-            kinds = {"dataset", "tokenize_fn"} & set(entry)
-            assert kinds or block.file or is_record(entry), block.place
-            for kind in kinds:
+            sections = {"dataset", "tokenize_fn"} & set(entry)
+            assert sections or block.file or is_record(entry), block.place
+            for kind in sections:
                 part = {
                     "$ref": f"#/definitions/kind.{kind}",
                     "definitions": schema["definitions"],
