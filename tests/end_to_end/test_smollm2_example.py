@@ -59,8 +59,8 @@ def trained(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactor
     if not TEXT.is_dir():
         pytest.skip("needs GSM8K beside the checkout")
     folder = tmp_path_factory.mktemp("smollm2")
-    data = ("--train", TEXT / "gsm8k_train_messages.jsonl")
-    data += ("--test", TEXT / "gsm8k_test_messages.jsonl")
+    train, test = (TEXT / f"gsm8k_{part}_messages.jsonl" for part in ("train", "test"))
+    data = ("--train", train, "--test", test)
     size = ("--steps", "40", "--held-out", "16", "--answers", "12")
     call(environment, SCRIPTS / "run.py", *data, *size, "--folder", folder)
     return folder
@@ -84,7 +84,7 @@ def test_any_models_plugin_has_the_same_loss_on_the_real_weights(
 ) -> None:
     losses = []
     for name in ("Llama", "AutoModelForCausalLM"):
-        changes = {
+        changes: dict[str, Any] = {
             "work_dir": str(trained / "parity"),
             "run_name": name,
             "load_from": str(trained / "base"),
