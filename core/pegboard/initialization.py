@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from pegboard.weight_map import Box
 
-__all__ = ["init_module_weights", "local_box", "local_part", "plain_name"]
+__all__ = ["init_module_weights", "local_box", "local_part", "plain_name", "unfilled_tensors"]
 
 _DEFAULT_RANGE = 0.02
 _WRAPPERS = ("_checkpoint_wrapped_module", "_orig_mod", "_fsdp_wrapped_module")
@@ -81,6 +81,32 @@ def local_part(tensor: Tensor) -> Tensor:
     if hasattr(tensor, "device_mesh"):
         return tensor._local_tensor.detach()  # type: ignore[attr-defined, no-any-return]
     return tensor.detach()
+
+
+def unfilled_tensors(module: nn.Module) -> list[str]:
+    """Floats of a module's own that its `reset_parameters(generator)` does not fill; none without one.
+
+    NOTE: what is not filled holds zeros (a buffer) or garbage (a parameter) after `init_module_weights`.
+    """
+    import torch
+
+    if not _draws_by_generator(module):
+        return []
+    nan = float("nan")
+    parameters, buffers = (
+        {
+            key: torch.full(t.shape, nan)
+            for key, t in own.items()
+            if t is not None and t.is_floating_point()
+        }
+        for own in (module._parameters, module._buffers)
+    )
+    others = {
+        k: torch.zeros(b.shape, dtype=b.dtype) for k, b in module._buffers.items() if b is not None
+    }
+    buffers = {**others, **buffers}
+    _stand_in(module, parameters, buffers).reset_parameters(_generator(0, ""))
+    return [key for key, t in {**parameters, **buffers}.items() if not torch.isfinite(t).all()]
 
 
 def _init_one(

@@ -22,6 +22,7 @@ from torch import nn
 from pegboard.component import ModelComponent
 from pegboard.contracts import Batch, BuiltModel
 from pegboard.errors import ConfigError
+from pegboard.initialization import unfilled_tensors
 from pegboard.parallel import apply_activation_checkpointing
 from pegboard.testing.case import Case, Check
 from pegboard.testing.ranks import run_on_ranks
@@ -96,6 +97,9 @@ def _everything_is_filled(case: Case) -> None:
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if tensor.is_floating_point():
             assert torch.isfinite(tensor).all(), f"{name} is not filled after meta initialisation"
+    for name, owner in module.named_modules():
+        left = ", ".join(unfilled_tensors(owner))
+        assert not left, f"{name}: reset_parameters does not fill {left}"
 
 
 def _one_seed_one_model(case: Case) -> None:

@@ -220,7 +220,8 @@ def test_the_generated_tests_of_every_kind_pass(tmp_path: Path) -> None:
         [
             *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--strict-markers"),
             *("--import-mode=importlib", f"--rootdir={tmp_path}"),
-            *(str(folder / "tests") for folder in made),
+            # That the examples train is tried where the wheel is.
+            *("-k", "not trains", *(str(folder / "tests") for folder in made)),
         ],
         cwd=tmp_path,
         env={
@@ -239,7 +240,8 @@ def test_the_generated_tests_of_every_kind_pass(tmp_path: Path) -> None:
         part = names_for(f"pegboard-try-{kind.replace('_', '-')}", kind).part_class
         [line] = re.findall(rf"^{part} \(.*", summary, re.MULTILINE)
         assert "broken" not in line, line
-        assert "not tried" not in line or kind == "model", line
+    wanting = {found for found in re.findall(r"no option `(\w+)`", summary)}
+    assert wanting <= {"make_batch", "publish", "reference_gradients"}, summary
 
 
 @pytest.mark.slow
