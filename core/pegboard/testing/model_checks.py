@@ -60,10 +60,17 @@ def _batch(
     scale = 1 / sum(len(example.input_ids) - 1 for example in examples)
     make = case.options.get("make_batch", make_row)
     batch: Batch = (make_row if text_only else make)(examples[which], scale)
-    counts = built.step_counts(batch) if built.step_counts else {}
+    return batch.with_scales(_scales(case, built))
+
+
+def _scales(case: Case, built: BuiltModel) -> dict[str, float]:
+    """Those of the whole step, the same for every batch and rank: a model learns by them what other ranks have."""
+    examples = make_examples(LENGTHS, min(_vocab_size(case, built), 200))
+    scale = 1 / sum(len(example.input_ids) - 1 for example in examples)
+    make = case.options.get("make_batch", make_row)
     whole = built.step_counts(make(examples, scale)) if built.step_counts else {}
-    scales = {name: 1 / whole[name] if whole[name] else 0.0 for name in counts}
-    return batch.with_scales({**scales, "targets": scale})
+    own = {name: 1 / count if count else 0.0 for name, count in whole.items()}
+    return {**own, "targets": scale}
 
 
 def _loss(case: Case) -> Any:
@@ -271,8 +278,7 @@ def _losses(case: Case, rank: int, world_size: int, *, mixed: bool) -> list[floa
             batch = _batch(case, built, slice(index, index + 1), text_only=text_only)
         else:
             filler: Batch = collator.build(pad_token_id=0)([])
-            counts = built.step_counts(filler) if built.step_counts else {}
-            batch = filler.with_scales({**dict.fromkeys(counts, 0.0), "targets": 0.0})
+            batch = filler.with_scales(_scales(case, built))
         output: Any = module(batch, loss)
         output.loss.backward()
         total += output.loss.detach()

@@ -200,6 +200,19 @@ class SharingAnything(Anything):
         self.rates = self.asked
 
 
+class OpenSchemaAnything(pegboard.LRScheduleComponent):
+    """A schedule whose schema is none."""
+
+    config_schema = {
+        "type": "object",
+        "properties": {"power": {"type": "figure", "description": "A power."}},
+    }
+    config: Any
+
+    def build(self, total_steps: int) -> Any:
+        return lambda step, base: base
+
+
 class RandomAnything(Anything):
     """A schedule that says something else of itself each time."""
 
@@ -251,5 +264,13 @@ BROKEN = [
     Broken("takes any key", "config_is_strict_and_frozen", LooseAnything),
     Broken("forgets the config it was given", "init_keeps_the_config", ObliviousAnything),
     Broken("shares a list between its instances", "mutable_state_is_not_shared", SharingAnything),
+    Broken(
+        "declares a schema that is none",
+        "config_schema_is_sound",
+        OpenSchemaAnything,
+        also=frozenset(
+            {"config_survives_json", "init_keeps_the_config", "mutable_state_is_not_shared"}
+        ),
+    ),
     Broken("says another config each time", "config_survives_json", RandomAnything),
 ]
