@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from pegboard import plugin_sources
 from pegboard.errors import PluginError
 from pegboard.plugin_manager import LoadedPlugins, PluginRecord, load_plugins
 
@@ -297,3 +300,18 @@ def test_the_description_lists_each_part_under_its_plugin(tmp_path: Path) -> Non
         {"kind": "loss", "class_name": "PegLoss", "summary": "A loss of PegLoss."}
     ]
     json.dumps(described)
+
+
+def test_a_library_is_told_apart_whatever_loads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pytest's loader, for one, has no `get_source`."""
+    found = importlib.util.find_spec
+
+    def find(name: str) -> object:
+        spec = found(name)
+        assert spec is not None
+        return SimpleNamespace(loader=object(), origin=spec.origin)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find)
+    names = {source.name for source in plugin_sources._built_ins()}
+    assert "qwen3" in names
+    assert not names & {"blocks", "media", "records", "texts"}

@@ -1,7 +1,8 @@
 """The fenced blocks of README.md and docs/: where each stands, its language, its text.
 
 A block that can't run says why in a comment on the line before its fence: `<!-- not run: reason -->`.
-`<!-- file: name -->` there means that the block is that file of the reader's folder.
+`<!-- file: name -->` there means that the block is that file of the reader's folder, and `<!-- prints: command -->`
+that the block is what that command of the page prints.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ _FENCED = re.compile(
 
 @dataclass(frozen=True)
 class Block:
-    """One block; `not_run` is the reason its page gives, `file` the name it is to be saved under."""
+    """One block; `not_run` is the reason its page gives, `file` the name it is to be saved under, `printed_by` the
+    command that prints it."""
 
     page: Path
     line: int
@@ -31,6 +33,7 @@ class Block:
     text: str
     not_run: str = ""
     file: str = ""
+    printed_by: str = ""
 
     @property
     def place(self) -> str:
@@ -58,6 +61,7 @@ def blocks_of(page: Path) -> list[Block]:
                 found["text"],
                 about.get("not run", ""),
                 about.get("file", ""),
+                about.get("prints", ""),
             )
         )
     return blocks

@@ -11,6 +11,7 @@ import functools
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -223,6 +224,8 @@ def test_a_guide_goes_from_an_empty_folder_to_a_finished_run(page: Path, tmp_pat
     own = {block.file for block in blocks_of(page) if block.file}
     typed = [words for words in commands if own & set(words)]
     assert typed, f"{page}: no command uses its files"
+    printed = {block.printed_by: block.text for block in blocks_of(page) if block.printed_by}
+    assert set(printed) <= {shlex.join(words) for words in typed}, f"{page}: never typed: {printed}"
     for command in typed:
         words = pegboard_words(command)
         start = ["-m", "pegboard", *words] if words is not None else []
@@ -240,6 +243,7 @@ def test_a_guide_goes_from_an_empty_folder_to_a_finished_run(page: Path, tmp_pat
             check=False,
         )
         assert done.returncode == 0, f"{command}: {done.stdout[-3000:]}{done.stderr[-3000:]}"
+        assert done.stdout == printed.get(shlex.join(command), done.stdout)
     assert list(tmp_path.glob("work_dirs/*/metrics.jsonl"))
 
 
