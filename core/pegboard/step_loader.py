@@ -12,21 +12,27 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any
 
 from pegboard.contracts import Batch, Collator, Example
 from pegboard.epoch_plan import DataSource, Pieces
 from pegboard.errors import DataError
+from pegboard.exit_codes import how_it_ended
 
 __all__ = ["BatchMaker", "StepLoader"]
 
 # Larger tensors go through shared memory, which costs a few file descriptors each.
 _SENT_AS_BYTES = 2**20
+
+_OBITUARY_S = 2.0
+"""How long to wait for a dead worker's exit code, which other threads may be taking."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,7 @@ class StepLoader:
         self._num_workers = num_workers
         self._pin_memory = pin_memory
         self._pool: ProcessPoolExecutor | None = None
+        self._context = _KeepingContext()
         self._pool_ready: Future[None] | None = None
         self._walker: ThreadPoolExecutor | None = None
         self._finisher: ThreadPoolExecutor | None = None
@@ -100,9 +107,10 @@ class StepLoader:
         """
         if self._num_workers and self._pool is None:
             self._finisher = ThreadPoolExecutor(1, thread_name_prefix="pegboard-batches")
+            self._context = _KeepingContext()
             self._pool = ProcessPoolExecutor(
                 self._num_workers,
-                mp_context=multiprocessing.get_context("spawn"),
+                mp_context=self._context,
                 initializer=_start_worker,
                 initargs=(self._make,),
             )
@@ -111,7 +119,7 @@ class StepLoader:
             try:
                 self._pool_ready.result()
             except BrokenProcessPool as error:
-                raise _worker_died() from error
+                raise self._worker_died() from error
 
     def start(self, steps: Iterator[Sequence[Pieces]]) -> None:
         """Make the steps that `steps` yields, from now on; what was being made is thrown away.
@@ -134,12 +142,14 @@ class StepLoader:
             DataError: a sample can't be had, or a worker died.
         """
         assert self._walker is not None, "start first"
+        if any(worker.exitcode is not None for worker in self._context.processes):
+            raise self._worker_died()  # although a few steps may be ready
         step = self._ahead.popleft()
         self._ahead.append(self._walker.submit(self._next, self._steps))
         try:
             return [batch.result() for batch in step.result()]
         except BrokenProcessPool as error:
-            raise _worker_died() from error
+            raise self._worker_died() from error
 
     def stop(self) -> None:
         """Make no more steps; workers stay."""
@@ -171,14 +181,40 @@ class StepLoader:
         assert isinstance(batch, Batch)
         return self._pinned(batch)
 
+    def _worker_died(self) -> DataError:
+        return DataError(
+            f"a data worker process died ({_who_died(self._context.processes)}); "
+            "where memory is short, set fewer dataloader.num_workers"
+        )
+
     def _pinned(self, batch: Batch) -> Batch:
         return batch.pin_memory() if self._pin_memory else batch
 
 
-def _worker_died() -> DataError:
-    return DataError(
-        "a data worker process died (killed, or out of memory); try fewer dataloader.num_workers"
-    )
+class _KeepingContext(SpawnContext):
+    """Spawns, and keeps the processes: an executor tells nobody which of its workers died."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.processes: list[SpawnProcess] = []
+
+    def Process(self, *args: Any, **kwargs: Any) -> SpawnProcess:  # type: ignore[override]
+        self.processes.append(SpawnProcess(*args, **kwargs))
+        return self.processes[-1]
+
+
+def _who_died(processes: Sequence[Any]) -> str:
+    """`process 71, killed by SIGKILL`; all that ended, the executor's own victims apart."""
+    until = time.monotonic() + _OBITUARY_S
+    while True:
+        ended = [(one.pid, code) for one in processes if (code := one.exitcode) is not None]
+        # The executor ends the others with SIGTERM as soon as one is gone.
+        found = [(pid, code) for pid, code in ended if code != -signal.SIGTERM]
+        late = time.monotonic() > until
+        if found or late or len(ended) == len(processes):
+            named = [f"process {pid}, {how_it_ended(code)}" for pid, code in found or ended]
+            return "; or ".join(named) or "it left no exit code"
+        time.sleep(0.01)
 
 
 def _start_worker(make: BatchMaker) -> None:

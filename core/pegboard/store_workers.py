@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from pegboard.errors import DataError
+from pegboard.exit_codes import how_it_ended
 from pegboard.file_claims import open_claims
 from pegboard.store_parts import BuildProgress, PartsOfStore, make_parts
 
@@ -35,12 +36,14 @@ def run_workers(
         DataError: one died; the message names the record that it was on.
         Exception: what a worker raised.
     """
+    done = 0
     with _Workers(parts, number) as workers:
         while workers.are_running():
             parts.look()
             if progress is not None:
                 records, tokens = workers.progress()
-                done = min(parts.num_done() + records, parts.total)
+                # A worker forgets a part's records before the listing here shows the part.
+                done = max(done, min(parts.num_done() + records, parts.total))
                 progress(BuildProgress(done, parts.total, tokens))
             time.sleep(_POLL_S)
 
@@ -98,15 +101,11 @@ class _Workers:
                 if pipe.poll():
                     with suppress(EOFError):
                         raise pipe.recv()
-                raise DataError(self._obituary(process.exitcode, notes[0]))
+                raise DataError(self._obituary(process.pid, process.exitcode, notes[0]))
         return running
 
-    def _obituary(self, exit_code: int, record: int) -> str:
-        how = f"exit code {exit_code}"
-        if exit_code < 0:
-            how = f"killed by {signal.Signals(-exit_code).name}"
-        if exit_code == -signal.SIGKILL:
-            how += ", perhaps for want of memory"
+    def _obituary(self, pid: int, exit_code: int, record: int) -> str:
+        how = f"process {pid}, {how_it_ended(exit_code)}"
         who = f"a tokenize worker of dataset {self._parts.name!r} died"
         if record < 0:
             where = f"{who} between records"

@@ -4,18 +4,24 @@ ratios say, none is dropped and none repeated to fill up."""
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import multiprocessing
+import os
+import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from pegboard import Batch, ConfigError, DataError, Example, SampleKey
+from pegboard import Batch, ConfigError, DataError, Example, SampleKey, step_loader
 from pegboard.data_loading import Cursor, DataSource, RunData, deal_packs
+from pegboard.step_loader import _who_died
 from pegboard.token_store import TokenStore, build_store
 from pegboard_plugins.collators.component import SFTLLMCollator
 from pegboard_plugins.packers.component import ExpandSoftPacker, NoPacker, SoftPacker
@@ -156,25 +162,119 @@ def test_workers_change_nothing(stores: dict[str, TokenStore]) -> None:
     assert [vars_of(b) for b in again] == [vars_of(b) for b in expected[3]]
 
 
+# Spawned workers import what they unpickle: this becomes a module on their path.
+COLLATE_MODULE = '''
+import os
+import time
+from pegboard_plugins.collators.component import SFTLLMCollator
+
+class Uneven:
+    """Takes longer for some packs than for others, so that they are not done in their order."""
+
+    def __init__(self):
+        self.collate = SFTLLMCollator(SFTLLMCollator.Config()).build(pad_token_id=0)
+
+    def __call__(self, examples):
+        batch = self.collate(examples)
+        time.sleep(batch.num_tokens * 7 % 5 / 500)
+        batch.extras["made_by"] = os.getpid()
+        return batch
+
+def wait_for_all(folder, number):
+    (folder / str(os.getpid())).touch()
+    while len(list(folder.iterdir())) < number:
+        time.sleep(0.01)
+'''
+
+
+class KeptPool(ProcessPoolExecutor):
+    """A pool that the loaders of all ranks use, as one process stands for all of them here."""
+
+    def shutdown(self, *args: Any, **kwargs: Any) -> None:
+        """Not yet."""
+
+
+@pytest.fixture
+def uneven(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A collator; workers are started once for each number of them."""
+    folder = tmp_path / "code"
+    folder.mkdir()
+    (folder / "uneven_collator.py").write_text(COLLATE_MODULE)
+    monkeypatch.syspath_prepend(str(folder))
+    module = importlib.import_module("uneven_collator")
+    pools: dict[int, KeptPool] = {}
+
+    def kept(number: int, **fields: Any) -> KeptPool:
+        if number not in pools:
+            pools[number] = pool = KeptPool(number, **fields)
+            started = tmp_path / f"{number} started"
+            started.mkdir()
+            for waiting in [
+                pool.submit(module.wait_for_all, started, number) for _ in range(number)
+            ]:
+                waiting.result()
+        return pools[number]
+
+    monkeypatch.setattr(step_loader, "ProcessPoolExecutor", kept)
+    yield module.Uneven()
+    for pool in pools.values():
+        ProcessPoolExecutor.shutdown(pool)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("world", [1, 2, 4])
-def test_four_workers_and_any_number_of_ranks_give_the_same_steps(
-    stores: dict[str, TokenStore], world: int
+def test_any_number_of_ranks_and_workers_sees_the_same_order_of_samples(
+    stores: dict[str, TokenStore], uneven: Any
 ) -> None:
-    expected = epoch_of(run_data(stores))
-    for workers in (0, 1, 4):
-        ranks = [
-            run_data(stores, rank=rank, world=world, num_workers=workers) for rank in range(world)
+    """Each of 1, 2, 4 ranks with each of 0, 1, 4 workers, from the middle of an epoch into the next."""
+    begin, batch_size, num_steps = Cursor(0, 24), 4, 24
+
+    def steps_of(rank: int, world: int, workers: int) -> list[list[Batch]]:
+        data = run_data(
+            stores, rank=rank, world=world, num_workers=workers, batch=batch_size, collator=uneven
+        )
+        data.start_workers(wait=True)
+        cursor, steps = begin, []
+        for left in range(num_steps, 0, -1):
+            steps.append(data.batches_at(cursor, steps_left=left))
+            cursor = data.next_cursor(cursor)
+        data.close()
+        assert cursor.epoch == 1 and cursor.pack
+        return steps
+
+    planned = []
+    data = run_data(stores)
+    for epoch in (0, 1):
+        plan = data.plan_epoch(epoch)
+        packs = [
+            tuple(
+                stores["ab"[source]].key(sample)
+                for source, sample in zip(pack.sources.tolist(), pack.samples.tolist(), strict=True)
+            )
+            for pack in map(plan.pieces.part, plan.offsets[:-1].tolist(), plan.offsets[1:].tolist())
         ]
-        try:
-            for rank in ranks:
-                rank.start_workers(wait=True)
-            steps = [epoch_of(rank) for rank in ranks]
-        finally:
-            for rank in ranks:
-                rank.close()
-        for number, one in enumerate(expected):
-            assert rows(batch for share in steps for batch in share[number]) == rows(one)
+        packs += [()] * (-len(packs) % batch_size)  # fillers
+        planned += [packs[at : at + batch_size] for at in range(0, len(packs), batch_size)]
+    expected = planned[begin.pack // batch_size :][:num_steps]
+    makers: dict[int, set[int]] = {0: set(), 1: set(), 4: set()}
+    for world in (1, 2, 4):
+        without_workers = None
+        for workers in (0, 1, 4):
+            ranks = [steps_of(rank, world, workers) for rank in range(world)]
+            everything = [batch for rank in ranks for step in rank for batch in step]
+            makers[workers] |= {batch.extras["made_by"] for batch in everything}
+            for batch in everything:
+                batch.extras = {}
+            shares = [[[b.keys for b in step] for step in rank] for rank in ranks]
+            assert [sorted(sum(step, [])) for step in zip(*shares, strict=True)] == [
+                sorted(step) for step in expected
+            ], (world, workers)
+            if world == 1:
+                assert shares[0] == expected
+            found = [vars_of(batch) for batch in everything]
+            without_workers = without_workers or found
+            assert found == without_workers, (world, workers)
+    assert makers[0] == {os.getpid()} and not makers[1] & makers[0]
+    assert len(makers[1]) == 1 and len(makers[4] - makers[0]) == 4
 
 
 def vars_of(batch: Batch) -> dict[str, Any]:
@@ -192,12 +292,26 @@ def test_a_worker_that_dies_is_an_error_and_no_hang(stores: dict[str, TokenStore
     data = run_data(stores, num_workers=1)
     try:
         data.start_workers(wait=True)
-        for child in multiprocessing.active_children():
-            child.kill()
-        with pytest.raises(DataError, match="data worker process died"):
+        data.micro_batches(0, 0)
+        (child,) = multiprocessing.active_children()
+        child.kill()
+        killed = time.monotonic()
+        with pytest.raises(DataError, match="a data worker process died") as caught:
             epoch_of(data)
+        assert time.monotonic() - killed < 5
     finally:
         data.close()
+    assert f"(process {child.pid}, killed by SIGKILL, perhaps for" in str(caught.value)
+
+
+def test_of_several_workers_the_one_that_died_by_itself_is_named() -> None:
+    def ended(*codes: int | None) -> str:
+        return _who_died([SimpleNamespace(pid=70 + i, exitcode=c) for i, c in enumerate(codes)])
+
+    assert ended(-15, -11, None) == "process 71, killed by SIGSEGV"
+    assert ended(3, -15) == "process 70, exit code 3"
+    assert ended(-15, -15) == "process 70, killed by SIGTERM; or process 71, killed by SIGTERM"
+    assert ended(-40) == "process 70, killed by signal 40"
 
 
 def test_an_error_in_the_background_is_raised_where_the_step_is_asked_for(
