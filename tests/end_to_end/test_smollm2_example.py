@@ -101,7 +101,8 @@ def test_any_models_plugin_has_the_same_loss_on_the_real_weights(
     (ours, norm, targets), (theirs, their_norm, their_targets) = losses
     assert targets == their_targets > 100
     assert ours == pytest.approx(theirs, rel=1e-5)
-    assert norm == pytest.approx(their_norm, rel=1e-4)
+    # Not closer: transformers gives the pad token, which is the end of a turn here, no gradient as an input.
+    assert norm == pytest.approx(their_norm, rel=1e-3)
 
 
 @pytest.mark.slow
