@@ -9,6 +9,7 @@ what is not an expert is sharded over all of them.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -115,6 +116,13 @@ def leave_ranks() -> None:
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
+        # NOTE: gloo's threads outlive the group, as torch's caches keep its mesh. One that has finished a
+        # collective but not let go of its tensors needs the GIL for that, and where the interpreter ends
+        # meanwhile, the process aborts ("terminate called without an active exception"). Nothing tells when
+        # they are done, so they get 20 turns. Goes with Python < 3.14 (gh-87135) or a torch that
+        # has https://github.com/pytorch/pytorch/issues/190489 fixed.
+        for _ in range(20):
+            time.sleep(0.005)
 
 
 def apply_activation_checkpointing(

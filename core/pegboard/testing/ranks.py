@@ -95,7 +95,7 @@ def run_on_ranks(
 
 def child() -> None:
     """What each process runs."""
-    import torch.distributed as dist
+    from pegboard.parallel import leave_ranks
 
     job: dict[str, Any] = json.loads(os.environ["PEGBOARD_CHECK"])
     module_name, name = job["function"]
@@ -105,8 +105,7 @@ def child() -> None:
     case = Case(load_class(*job["component"]), job["config"], Path(job["folder"]), options)
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     result = function(case, rank, world_size)
-    dist.barrier()
-    dist.destroy_process_group()
+    leave_ranks()
     print("result " + json.dumps(result), flush=True)
 
 

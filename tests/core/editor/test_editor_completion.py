@@ -27,7 +27,8 @@ def editor(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
     node, npm = shutil.which("node"), shutil.which("npm")
     if node is None or npm is None:
         pytest.skip("node and npm are not installed")
-    folder = request.config.cache.mkdir("editor")
+    cache = getattr(request.config, "cache", None)  # none with -p no:cacheprovider
+    folder = cache.mkdir("editor") if cache else tmp_path_factory.mktemp("editor")
     package = (HERE / "package.json").read_text()
     installed = folder / "node_modules" / "installed_from.json"
     if not installed.is_file() or installed.read_text() != package:

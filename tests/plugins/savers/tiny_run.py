@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor
 
 from pegboard.contracts import BuiltModel
 from pegboard.errors import CheckpointError
+from pegboard.parallel import leave_ranks
 from pegboard.savers import SaveRequest
 from pegboard.train_state import load_train_state, named_tensors, save_train_state
 from pegboard.weight_map import WeightMap, fused, renamed
@@ -184,8 +185,7 @@ def main(folder: Path) -> None:
         save_file(resumed, folder / "resumed.safetensors")
         save_file(saved, folder / "saved.safetensors")
     (folder / f"results_{rank}.json").write_text(json.dumps(results), encoding="utf-8")
-    dist.barrier()
-    dist.destroy_process_group()
+    leave_ranks()
 
 
 if __name__ == "__main__":
