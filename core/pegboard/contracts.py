@@ -604,7 +604,11 @@ class TokenizeFn(Protocol):
         ...
 
     def take_counts(self) -> Mapping[str, int]:
-        """Counts since the last call, by event (`truncated`, `turns shown`, ...); reported, then reset."""
+        """Counts since the last call, by event (`truncated`, `turns shown`, ...); reported, then reset.
+
+        Called where a span of records begins and ends. What is estimated for a span goes under
+        `~name`: reports add it to what stands under `name`, and mark the sum.
+        """
         ...
 
     def fingerprint(self) -> str:

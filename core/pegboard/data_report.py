@@ -1,22 +1,47 @@
 """What a run's data comes to, as a table: from records to the tokens that are trained.
 
-Everything in it is counted, not estimated: an epoch's samples, tokens and supervised tokens are what
-its packs hold, and every record of a dataset is a sample, dropped for a reason, or bad.
+What is trained is counted, not estimated: an epoch's samples, tokens and supervised tokens are what
+its packs hold, and every record of a dataset is a sample, dropped for a reason, or bad. A tokenize
+function may estimate what it would have given under another config; such numbers are marked with ~.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from pegboard.data_loading import DataSource, EpochPlan
     from pegboard.stored_samples import TokenStore
 
-__all__ = ["describe_plan", "describe_store"]
+__all__ = ["Count", "describe_plan", "describe_store", "read_counts"]
 
 _SHOWN_BAD_RECORDS = 20
+
+
+class Count(NamedTuple):
+    """How often something happened, or how much of it there is."""
+
+    number: int
+    is_estimate: bool = False
+
+    def __str__(self) -> str:
+        """`1,234`; an estimate in three digits, `~1,230`."""
+        if not self.is_estimate:
+            return f"{self.number:,}"
+        return f"~{float(f'{self.number:.3g}'):,.0f}"
+
+
+def read_counts(events: Mapping[str, int]) -> dict[str, Count]:
+    """A tokenize function's counts by name, what it estimated of each (`~name`) added."""
+    counts: dict[str, Count] = {}
+    for event, number in events.items():
+        name = event.removeprefix("~")
+        known = counts.get(name, Count(0))
+        is_estimate = known.is_estimate or name != event
+        counts[name] = Count(known.number + number, is_estimate)
+    return counts
 
 
 def describe_plan(
@@ -75,10 +100,11 @@ def describe_store(store: TokenStore) -> list[str]:
         f"{store.name}: {meta['num_records']:,} records: {meta['num_samples']:,} samples of "
         f"{meta['num_tokens']:,} tokens, {meta['num_supervised']:,} supervised"
     ]
-    for what, counts in (("dropped", meta["dropped"]), ("counted", meta["events"])):
+    for what, events in (("dropped", meta["dropped"]), ("counted", meta["events"])):
+        counts = read_counts(events)
         alone = {name: count for name, count in counts.items() if ": " not in name}
         if alone:
-            reasons = ", ".join(f"{reason} {count:,}" for reason, count in alone.items())
+            reasons = ", ".join(f"{reason} {count}" for reason, count in alone.items())
             lines.append(f"{store.name}: {what}: {reasons}")
         lines += [f"{store.name}: {line}" for line in _tabulate(counts)]
     if meta["num_bad"]:
@@ -113,9 +139,9 @@ def _row(name: str, numbers: Sequence[int], all_tokens: int) -> tuple[str, ...]:
     )
 
 
-def _tabulate(counts: Mapping[str, int]) -> list[str]:
+def _tabulate(counts: Mapping[str, Count]) -> list[str]:
     """One line for each group of counts that are named `group: what`, the largest first in it."""
-    groups: dict[str, list[tuple[int, str]]] = {}
+    groups: dict[str, list[tuple[Count, str]]] = {}
     for name, count in counts.items():
         group, separator, what = name.partition(": ")
         if separator:
@@ -123,6 +149,6 @@ def _tabulate(counts: Mapping[str, int]) -> list[str]:
     width = max(map(len, groups), default=0)
     return [
         f"{group:<{width}}  "
-        + ", ".join(f"{count:,} {what}" for count, what in sorted(groups[group], reverse=True))
+        + ", ".join(f"{count} {what}" for count, what in sorted(groups[group], reverse=True))
         for group in sorted(groups)
     ]

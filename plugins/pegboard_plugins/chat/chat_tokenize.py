@@ -12,12 +12,13 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pegboard.contracts import Example, RecordChat, RecordText, RecordTokens
 from pegboard.errors import ConfigError, DataError, DroppedSample
+from pegboard_plugins.chat.policy_counts import EncodedChain, PolicyCounts
 from pegboard_plugins.chat.text_tokenize import encode_record_text
 from pegboard_plugins.texts.chat_turns import Turn, find_turns
 from pegboard_plugins.texts.encoding import encode_segments, encode_with_mask, runs_of
@@ -46,7 +47,8 @@ class ChatTokenizer:
     `turns noend`; `records with pictures, which are not read`; `reasoning not rendered` and `tool calls not rendered`, where the template drops
     what the record holds; `records with typed special tokens`; `samples without loss`; and what
     each history policy would train, before anything is cut: `history strip: tokens`, `history
-    strip: supervised tokens`, and so on (`keep` has no count of tokens: only rendering it tells).
+    strip: supervised tokens`, and so on (`keep` has no count of tokens: only rendering it tells;
+    policies that aren't used are estimated after the first records, see `policy_counts`).
     """
 
     def __init__(self, config: ChatTokenizeFn.Config, tokenizer: Tokenizer) -> None:
@@ -66,6 +68,8 @@ class ChatTokenizer:
         self._drops_reasoning = not self._renderer.renders(thought, _PROBE)
         self._drops_calls = not self._renderer.renders({**answer, "tool_calls": [call]}, _PROBE)
         self._counts: Counter[str] = Counter()
+        shown = config.shown_turns == "train"
+        self._policies = PolicyCounts(self._counts, shown_turns=shown)
 
     def __call__(self, record: Mapping[str, Any] | Sequence[Any]) -> Sequence[Example]:
         content = self._format.read(record)
@@ -95,6 +99,7 @@ class ChatTokenizer:
     def take_counts(self) -> Mapping[str, int]:
         counts = dict(self._counts)
         self._counts.clear()
+        self._policies.begin_span()
         return counts
 
     def fingerprint(self) -> str:
@@ -147,15 +152,23 @@ class ChatTokenizer:
         end = full[last.end :] if last is not None and whole else ""
         if policy == "strip":
             return self._strip(full, trained, end, whole, mark)
-        chains = self._encode_chains(trained, end, mark)
         if policy == "keep":
-            self._count_policies(full, chains, whole, mark)
             segments = keep_turns(self._renderer, messages, tools, turns, self._stops, asked)
             if end and segments:
                 segments.append((end, False))
             ids_T, mask_T, _ = encode_segments(self._tokenizer, segments, mark=mark)
+            self._policies.add("keep", None, int(mask_T.sum()))
+            if weight := self._weight_of_others(full):
+                chains = self._encode_chains(trained, end, mark)
+                self._count_strip(full, chains, whole, mark, weight)
+                self._policies.add_chains(chains, ("split", "chain"), weight)
             return [Example(input_ids=ids_T, loss_mask=mask_T)]
-        self._count_policies(full, chains, whole, mark)
+        chains = self._encode_chains(trained, end, mark)
+        self._policies.add_chains(chains, ("split", "chain", "keep"))
+        if whole:
+            self._policies.add("strip", len(chains[-1].ids_T), self._policies.shown(chains))
+        elif weight := self._weight_of_others(full, ("strip",)):
+            self._count_strip(full, chains, whole, mark, weight)
         numbers = {j: n for n, j in enumerate(assistants)}
         if policy == "split":
             return [example for chain in chains for example in _split(chain, numbers)]
@@ -171,7 +184,7 @@ class ChatTokenizer:
     def _read_text(self, content: RecordText) -> Example:
         typed_as_text = self._config.typed_special_tokens == "text"
         ids_T, mask_T = encode_record_text(self._tokenizer, content.pieces, typed_as_text)
-        self._count_same(len(ids_T), int(mask_T.sum()))
+        self._policies.add_same(len(ids_T), int(mask_T.sum()))
         return Example(input_ids=ids_T, loss_mask=mask_T)
 
     def _read_tokens(self, content: RecordTokens) -> Example:
@@ -182,7 +195,7 @@ class ChatTokenizer:
                 f"{self._tokenizer.vocab_size}; it was tokenized with another one"
             )
         mask_T[:1] = False
-        self._count_same(len(ids_T), int(mask_T.sum()))
+        self._policies.add_same(len(ids_T), int(mask_T.sum()))
         return Example(input_ids=ids_T, loss_mask=mask_T)
 
     def _strip(
@@ -192,18 +205,21 @@ class ChatTokenizer:
         kinds = {"exact", "shown"} if self._locates else {"exact"}
         spans = [(turn.start, turn.end) for turn in trained if turn.kind in kinds]
         ids_T, mask_T = encode_with_mask(self._tokenizer, full, spans, mark=mark)
+        self._policies.add("strip", len(ids_T), int(mask_T.sum()))
+        others = ("split", "chain", "keep")
         if whole and all(turn.kind == "exact" for turn in trained):
-            chains = [_EncodedChain(ids_T, mask_T, trained, runs_of(mask_T))]
-        else:
+            chain = EncodedChain(ids_T, mask_T, trained, runs_of(mask_T))
+            self._policies.add_chains([chain], others)
+        elif weight := self._weight_of_others(full, others):
             chains = self._encode_chains(trained, end, mark)
-        self._count_policies(full, chains, whole, mark)
+            self._policies.add_chains(chains, others, weight)
         return [Example(input_ids=ids_T, loss_mask=mask_T)]
 
-    def _encode_chains(self, trained: Sequence[Turn], end: str, mark: str) -> list[_EncodedChain]:
+    def _encode_chains(self, trained: Sequence[Turn], end: str, mark: str) -> list[EncodedChain]:
         chains = []
         for chain in chain_turns(trained, end):
             ids_T, mask_T, runs = encode_segments(self._tokenizer, chain.segments, mark=mark)
-            chains.append(_EncodedChain(ids_T, mask_T, chain.turns, runs))
+            chains.append(EncodedChain(ids_T, mask_T, chain.turns, runs))
         return chains
 
     def _count_turn(self, turn: Turn) -> None:
@@ -214,40 +230,25 @@ class ChatTokenizer:
                 place = f"messages[{turn.message}]"
                 raise DataError(f"{place}: {_WHY[turn.kind]}; rewritten_turns is 'error'")
 
-    def _count_policies(
-        self, full: str, chains: Sequence[_EncodedChain], whole: bool, mark: str
+    def _weight_of_others(
+        self, full: str, policies: Sequence[str] = ("strip", "split", "chain")
+    ) -> int:
+        """For how many records this one stands where the other `policies` are counted; 0: none."""
+        weight = self._policies.weight(full)
+        if weight == 0:
+            for policy in policies:
+                self._policies.add(policy, None if policy == "keep" else 0, 0, weight)
+        return weight
+
+    def _count_strip(
+        self, full: str, chains: Sequence[EncodedChain], whole: bool, mark: str, weight: int
     ) -> None:
-        """Add what each policy would train of this record, before anything is cut.
-
-        Args:
-            whole: the last chain, its end included, is the whole chat.
-        """
-        counts = self._counts
-        kinds = {"exact", "shown"} if self._config.shown_turns == "train" else {"exact"}
-        shown = generated = split = 0
-        for chain in chains:
-            for turn, (start, end) in zip(chain.turns, chain.runs, strict=True):
-                split += end
-                generated += end - start
-                shown += (end - start) if turn.kind in kinds else 0
+        """Args: whole: the last chain, its end included, is the whole chat."""
         if whole:
-            stripped = len(chains[-1].ids_T)
+            tokens = len(chains[-1].ids_T)
         else:
-            stripped = len(encode_with_mask(self._tokenizer, full, (), mark=mark)[0])
-        counts["history strip: tokens"] += stripped
-        counts["history strip: supervised tokens"] += shown
-        counts["history split: tokens"] += split
-        counts["history split: supervised tokens"] += generated
-        counts["history chain: tokens"] += sum(len(chain.ids_T) for chain in chains)
-        counts["history chain: supervised tokens"] += generated
-        counts["history keep: supervised tokens"] += generated
-
-    def _count_same(self, tokens: int, supervised: int) -> None:
-        """A record without turns is the same under every policy."""
-        for policy in ("strip", "split", "chain"):
-            self._counts[f"history {policy}: tokens"] += tokens
-        for policy in ("strip", "split", "chain", "keep"):
-            self._counts[f"history {policy}: supervised tokens"] += supervised
+            tokens = len(encode_with_mask(self._tokenizer, full, (), mark=mark)[0])
+        self._policies.add("strip", tokens, self._policies.shown(chains), weight)
 
     def _count_dropped_fields(self, chat: ChatRecord, chosen: Sequence[int]) -> None:
         if not (self._drops_reasoning or self._drops_calls):
@@ -260,17 +261,7 @@ class ChatTokenizer:
                 self._counts["tool calls not rendered"] += 1
 
 
-class _EncodedChain(NamedTuple):
-    """A chain in tokens."""
-
-    ids_T: np.ndarray
-    mask_T: np.ndarray
-    turns: Sequence[Turn]
-    runs: Sequence[tuple[int, int]]
-    """(first token, one past the last) of each turn's answer."""
-
-
-def _split(chain: _EncodedChain, numbers: Mapping[int, int]) -> list[Example]:
+def _split(chain: EncodedChain, numbers: Mapping[int, int]) -> list[Example]:
     """One example for each turn: the chain up to its end, with loss on it alone."""
     examples = []
     for turn, (start, end) in zip(chain.turns, chain.runs, strict=True):

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from pegboard.data_report import Count
+
 from .conditions import Measure
 from .pieces import Piece
 
@@ -133,6 +135,12 @@ class Policy(NamedTuple):
     supervised: int
     used: bool
     """It is the one of this run."""
+    is_estimate: bool = False
+    """The numbers were estimated from some of the records."""
+
+    def said(self, number: int) -> str:
+        """`1,234`, or `~1,230` where it is an estimate."""
+        return str(Count(number, self.is_estimate))
 
 
 @dataclass(frozen=True)

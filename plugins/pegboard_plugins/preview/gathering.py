@@ -16,6 +16,7 @@ import numpy as np
 from pegboard import ConfigError
 from pegboard.assemble import build_run_data
 from pegboard.data_loading import Cursor, DataSource, EpochPlan, RunData
+from pegboard.data_report import Count, read_counts
 from pegboard.preparation import cache_folder, prepare_sources
 
 from .chats import ChatReader
@@ -240,6 +241,7 @@ def _count_step(batches: Sequence[Batch], names: Sequence[str]) -> list[Totals]:
 def _read_source(source: DataSource, k: int, plan: EpochPlan, step: Totals, config: Any) -> Source:
     meta: Mapping[str, Any] = source.store.meta
     counts = plan.counts[k]
+    counted = read_counts(meta["events"])
     dropped = dict(meta["dropped"])
     if meta["num_bad"]:
         dropped["bad record"] = meta["num_bad"]
@@ -253,11 +255,11 @@ def _read_source(source: DataSource, k: int, plan: EpochPlan, step: Totals, conf
         bad=meta["num_bad"],
         truncated=sum(n for name, n in meta["events"].items() if name.startswith("truncated")),
         events={
-            name: count
-            for name, count in meta["events"].items()
+            name: count.number
+            for name, count in counted.items()
             if not name.startswith("truncated") and not name.endswith(" tokens")
         },
-        policies=_policies(meta["events"], _history(config)),
+        policies=_policies(counted, _history(config)),
     )
 
 
@@ -268,14 +270,23 @@ def _history(config: Any) -> str | None:
     return found if inner is None else getattr(inner.config, "history", None)
 
 
-def _policies(events: Mapping[str, int], used: str | None) -> tuple[Policy, ...]:
-    """The counts `X tokens` and `X supervised tokens` of a tokenize function, by X."""
-    tail = " supervised tokens"
-    names = [event.removesuffix(tail) for event in events if event.endswith(tail)]
-    policies = [
-        Policy(name, events.get(f"{name} tokens"), events[f"{name}{tail}"], name == used)
-        for name in names
-    ]
+def _policies(counts: Mapping[str, Count], used: str | None) -> tuple[Policy, ...]:
+    """The counts `history X: tokens` and `history X: supervised tokens` of a tokenize function, by X."""
+    policies = []
+    for event, supervised in counts.items():
+        group, _, what = event.partition(": ")
+        if what == "supervised tokens":
+            name = group.removeprefix("history ")
+            tokens = counts.get(f"{group}: tokens")
+            policies.append(
+                Policy(
+                    name,
+                    None if tokens is None else tokens.number,
+                    supervised.number,
+                    name == used,
+                    supervised.is_estimate or (tokens is not None and tokens.is_estimate),
+                )
+            )
     return tuple(sorted(policies, key=lambda policy: (not policy.used, policy.name)))
 
 

@@ -186,10 +186,10 @@ def _policies(preview: Preview) -> Iterator[str]:
         most = max(policy.supervised for policy in source.policies) or 1
         for policy in source.policies:
             here = " <em>this run</em>" if policy.used else ""
-            tokens = f"{policy.tokens:,}" if policy.tokens is not None else "&ndash;"
+            tokens = policy.said(policy.tokens) if policy.tokens is not None else "&ndash;"
             yield (
                 f"<tr><td>{text(source.name)}</td><td>{text(policy.name)}{here}</td>"
-                f'<td class="n">{bar(policy.supervised / most, "loss")}{policy.supervised:,}</td>'
+                f'<td class="n">{bar(policy.supervised / most, "loss")}{policy.said(policy.supervised)}</td>'
                 f'<td class="n">{tokens}</td></tr>'
             )
     yield "</tbody></table></div></details>"

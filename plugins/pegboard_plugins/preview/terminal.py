@@ -159,9 +159,9 @@ def _policies(source: Source) -> list[str]:
         return []
     cells = ["history:"]
     for policy in source.policies:
-        of = f" of {policy.tokens:,}" if policy.tokens is not None else ""
+        of = f" of {policy.said(policy.tokens)}" if policy.tokens is not None else ""
         here = " (this run)" if policy.used else ""
-        cells.append(f"{_safe(policy.name)} {policy.supervised:,}{of}{here}")
+        cells.append(f"{_safe(policy.name)} {policy.said(policy.supervised)}{of}{here}")
     return cells
 
 

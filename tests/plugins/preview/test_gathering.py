@@ -17,6 +17,8 @@ from pegboard.preparation import cache_folder, prepare_sources
 from pegboard.run_config import RunConfig, load_run_config
 from pegboard_plugins.preview.contents import Preview
 from pegboard_plugins.preview.gathering import gather_preview
+from pegboard_plugins.preview.page import render_page
+from pegboard_plugins.preview.terminal import Style, render_terminal
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 
@@ -269,3 +271,25 @@ def test_a_step_that_the_run_does_not_have_is_an_error(write_run: Callable[..., 
     gather(path, 3)
     with pytest.raises(ConfigError, match="--step 4: the run has 3 steps"):
         gather(path, 4)
+
+
+def test_what_was_estimated_is_marked_in_terminal_and_page(
+    write_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pegboard.store_parts._SMALLEST_PART", 1024)
+    records = [{"messages": [*THINKING[:3], {**THINKING[3], "content": f"{k}"}]} for k in range(99)]
+    preview = gather(write_run({"a": records}, tokenize={"history": "strip", "max_length": 512}))
+    policies = {policy.name: policy for policy in preview.sources[0].policies}
+    assert {name: policy.is_estimate for name, policy in policies.items()} == {
+        "strip": False,
+        "chain": True,
+        "keep": True,
+        "split": True,
+    }
+    assert [name for name, policy in policies.items() if policy.used] == ["strip"]
+    terminal = render_terminal(preview, Style(False, 132), num_packs=1, full=True)
+    page = render_page(preview)
+    for name, policy in policies.items():
+        said = policy.said(policy.supervised)
+        assert said.startswith("~") == (name != "strip")
+        assert f"{name} {said}" in terminal and f"{said}</td>" in page
