@@ -44,8 +44,9 @@ class ChatTokenizer:
     """Built ChatTokenizeFn; see `pegboard.contracts.TokenizeFn`.
 
     Counts: `truncated`; `turns exact`, `turns shown`, `turns rewritten`, `turns noprefix`,
-    `turns noend`; `records with pictures, which are not read`; `reasoning not rendered` and `tool calls not rendered`, where the template drops
-    what the record holds; `records with typed special tokens`; `samples without loss`; and what
+    `turns noend`; `turns prompted with enable_thinking=false`, or another argument that the template must be
+    given at inference for the prompt that the turn was trained after; `records with pictures, which are not read`;
+    `reasoning not rendered` and `tool calls not rendered`, where the template drops what the record holds; `records with typed special tokens`; `samples without loss`; and what
     each history policy would train, before anything is cut: `history strip: tokens`, `history
     strip: supervised tokens`, and so on (`keep` has no count of tokens: only rendering it tells;
     policies that aren't used are estimated after the first records, see `policy_counts`).
@@ -225,6 +226,8 @@ class ChatTokenizer:
     def _count_turn(self, turn: Turn) -> None:
         """Count the turn; refuse one that can't be trained if the config says so."""
         self._counts[f"turns {turn.kind}"] += 1
+        if argument := self._renderer.argument_of(turn.prompt):
+            self._counts[f"turns prompted with {argument}"] += 1
         if self._config.rewritten_turns == "error" and turn.kind not in ("exact", "shown"):
             if self._config.history == "strip" or not turn.generated:
                 place = f"messages[{turn.message}]"

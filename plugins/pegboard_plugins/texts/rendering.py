@@ -78,7 +78,7 @@ class ChatRenderer:
             )
         self._tokenizer = tokenizer
         self._kwargs = dict(template_kwargs or {})
-        self._suffixes: tuple[str, ...] = ()
+        self._suffixes: dict[str, str] = {}
         self._variants: tuple[dict[str, Any], ...] = ()
         variables = template_variables(tokenizer.chat_template)
         if "enable_thinking" in variables and "enable_thinking" not in self._kwargs:
@@ -124,6 +124,16 @@ class ChatRenderer:
         prompts += [self._render(messages, tools, True, variant) for variant in self._variants]
         return prompts
 
+    def argument_of(self, prompt: str) -> str:
+        """The template argument that makes this one of the `prompts`, such as `enable_thinking=false`.
+
+        Empty for the default prompt, and where a variant is more than text after it.
+        """
+        for suffix, argument in self._suffixes.items():
+            if prompt.endswith(suffix):
+                return argument
+        return ""
+
     def renders(self, message: Mapping[str, Any], text: str) -> bool:
         """Whether `text`, part of the assistant `message`, is rendered in a two-message chat."""
         try:
@@ -132,7 +142,7 @@ class ChatRenderer:
             return False
 
     def _learn_variants(self, variants: Sequence[dict[str, Any]]) -> None:
-        suffixes: list[str] = []
+        suffixes: dict[str, str] = {}
         rendered: list[dict[str, Any]] = []
         for variant in variants:
             found = set()
@@ -147,8 +157,9 @@ class ChatRenderer:
             if suffix is None:
                 rendered.append(variant)
             elif suffix:
-                suffixes.append(suffix)
-        self._suffixes, self._variants = tuple(suffixes), tuple(rendered)
+                [(name, value)] = variant.items()
+                suffixes[suffix] = f"{name}={json.dumps(value)}"
+        self._suffixes, self._variants = suffixes, tuple(rendered)
 
     def _learn_arguments(self) -> Literal["object", "text"] | None:
         """The one form of a call's arguments that the template renders; None if it takes both."""

@@ -96,6 +96,22 @@ def test_strip_trains_what_the_render_shows_and_counts_the_rest(byte: Any) -> No
         built(byte, history="strip", rewritten_turns="error")(chat)
 
 
+@pytest.mark.parametrize("history", ["chain", "strip"])
+def test_turns_after_a_prompt_that_must_be_asked_for_are_counted(byte: Any, history: str) -> None:
+    name = "turns prompted with enable_thinking=false"
+    fn = built(byte, history=history)
+    fn([USER, answer("b", reasoning_content="r")])
+    assert name not in fn.take_counts()
+    fn([USER, answer("b"), USER, answer("c", reasoning_content="r"), USER, answer("d")])
+    assert fn.take_counts()[name] == 2
+    fn([USER, answer("b", loss=False), USER, answer("d")])
+    assert fn.take_counts()[name] == 1
+    # Trained as part of the answer: the default prompt is the one of inference.
+    fn = built(byte, history=history, template_kwargs={"enable_thinking": True})
+    fn([USER, answer("b")])
+    assert name not in fn.take_counts()
+
+
 def test_loss_false_and_train_on_last_choose_turns(byte: Any) -> None:
     chat = [USER, answer("b"), USER, answer("c")]
     both = {"history": "strip", "shown_turns": "train"}
