@@ -3,7 +3,8 @@
 Run `python tests/benchmarks/bench_tokenize.py [--rounds N] [--records N]`; not collected by pytest.
 Genuine Qwen3 tokenizer, GSM8K and tool-call chats of the shared assets, one thread. Rounds are
 interleaved, so that a busy machine slows every row alike; a ratio is of two rows of one round, and
-the median of all rounds is given with the smallest and the largest.
+the median of all rounds is given with the smallest and the largest. Each round reads records that no
+round before it read, as a worker does; a set with fewer starts again at its first.
 
     bare           the rendered texts through one `encode_batch`: no rendering, no masks
     hf mask        `apply_chat_template(return_assistant_tokens_mask=True)` per record, with TRL's
@@ -36,6 +37,12 @@ def read(name: str, limit: int) -> list[Any]:
         return [json.loads(line) for line in itertools.islice(lines, limit)]
 
 
+def open_tokenizer(folder: str) -> Any:
+    from pegboard_plugins.tokenizers.component import HFTokenizer
+
+    return HFTokenizer(HFTokenizer.Config(path=folder)).build()
+
+
 def chat_function(tokenizer: Any, history: Any) -> Callable[[Any], Any]:
     from pegboard.component import ComponentConfig, ModelComponent
     from pegboard_plugins.chat.component import ChatTokenizeFn
@@ -44,9 +51,9 @@ def chat_function(tokenizer: Any, history: Any) -> Callable[[Any], Any]:
     return ChatTokenizeFn(config).build(tokenizer, ModelComponent(ComponentConfig()))
 
 
-def own(tokenizer: Any, history: str) -> Callable[[Sequence[Any]], int]:
-    """A new function each time: nothing is known of the data yet."""
-    tokenize = chat_function(tokenizer, history)
+def own(folder: str, history: str) -> Callable[[Sequence[Any]], int]:
+    """A function and a tokenizer of their own: no word of the data is known yet."""
+    tokenize = chat_function(open_tokenizer(folder), history)
 
     def run(records: Sequence[Any]) -> int:
         return sum(len(e.input_ids) for record in records for e in tokenize(record))
@@ -89,39 +96,47 @@ def check(tokenizer: Any, reference: Any, records: Sequence[Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--records", type=int, default=1000, help="of each set, at most")
+    parser.add_argument("--records", type=int, default=1000, help="of each set in a round, at most")
     options = parser.parse_args()
 
     from transformers import AutoTokenizer
 
-    from pegboard_plugins.tokenizers.component import HFTokenizer
-
     folder = str(ASSETS / "qwen3_tokenizer")
     reference: Any = AutoTokenizer.from_pretrained(folder)
-    tokenizer: Any = HFTokenizer(HFTokenizer.Config(path=folder)).build()
+    tokenizer = open_tokenizer(folder)
     rust = reference.backend_tokenizer
     for title, name in SETS.items():
-        records = read(name, options.records)
-        check(tokenizer, reference, records)
-        texts = [tokenizer.render(r["messages"], tools=r.get("tools")) for r in records]
+        everything = read(name, options.records * options.rounds)
+        check(tokenizer, reference, everything)
+        rendered = {
+            id(record): tokenizer.render(record["messages"], tools=record.get("tools"))
+            for record in everything
+        }
 
-        def bare(records: Sequence[Any], texts: Sequence[str] = texts) -> int:
-            encoded = rust.encode_batch(list(texts), add_special_tokens=False)
+        def bare(records: Sequence[Any], rendered: dict[int, str] = rendered) -> int:
+            texts = [rendered[id(record)] for record in records]
+            encoded = rust.encode_batch(texts, add_special_tokens=False)
             return sum(len(one.ids) for one in encoded)
 
         rows: dict[str, Callable[[Sequence[Any]], int]] = {"bare": bare}
         if (hf := with_trl_template(reference)) is not None:
             rows["hf mask"] = hf
         # As in a worker: the words of earlier records are known, those of this round may not be.
-        rows["strip"], rows["chain"] = own(tokenizer, "strip"), own(tokenizer, "chain")
+        rows["strip"], rows["chain"] = own(folder, "strip"), own(folder, "chain")
         rates: dict[str, list[float]] = {row: [] for row in rows}
-        tokens = {}
+        tokens = dict.fromkeys(rows, 0)
+        taking_turns = itertools.cycle(everything)
         for _ in range(options.rounds):
+            records = list(itertools.islice(taking_turns, min(options.records, len(everything))))
             for row, run in rows.items():
                 start = time.process_time()
-                tokens[row] = run(records)
-                rates[row].append(tokens[row] / (time.process_time() - start))
-        print(f"{title}: {len(records):,} records, {options.rounds} rounds, load {os.getloadavg()}")
+                count = run(records)
+                tokens[row] += count
+                rates[row].append(count / (time.process_time() - start))
+        print(
+            f"{title}: {len(everything):,} records, {len(records):,} in each of {options.rounds} "
+            f"rounds, load {os.getloadavg()}"
+        )
         for row in rows:
             line = (
                 f"  {row:<8} {tokens[row]:>10,} tokens  {statistics.median(rates[row]):>10,.0f}/s"
@@ -134,8 +149,9 @@ def main() -> None:
             print(line)
         # Nothing known at all: the first records that a process sees.
         pieces = type(tokenizer)(reference).pieces
+        first = [rendered[id(record)] for record in everything[: options.records]]
         start = time.process_time()
-        cold = sum(len(pieces.encode(text)) // 4 for text in texts)
+        cold = sum(len(pieces.encode(text)) // 4 for text in first)
         print(f"  pieces, cold: {cold / (time.process_time() - start):,.0f}/s")
 
 
