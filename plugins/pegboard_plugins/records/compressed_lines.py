@@ -1,7 +1,7 @@
 """Lines of a .gz or .zst file, or records of a .json list, by number.
 
 None of these can be entered in the middle, so the file is unpacked once into a cache folder, under
-a name made of its path, size and time, and read there; messages name the file itself. Several
+a name made of its path, size and times, and read there; messages name the file itself. Several
 processes may do so at once: each writes a file of its own, and renaming it is atomic. A note beside
 it says what it was unpacked from, with a checksum, for `pegboard cache`; its time of change says when
 it was last opened. One that was deleted meanwhile is unpacked again.
@@ -104,10 +104,12 @@ def _unpack(path: str, unpack_dir: str) -> str:
         errors = (EOFError, zstandard.ZstdError)
     try:
         stat = os.stat(path)
-        identity = f"{os.path.realpath(path)}\0{stat.st_size}\0{stat.st_mtime_ns}"
+        # The time of the status too: a program can put the other back, as rsync and tar do.
+        times = f"{stat.st_mtime_ns}\0{stat.st_ctime_ns}"
+        identity = f"{os.path.realpath(path)}\0{stat.st_size}\0{times}"
         digest = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:32]
         target = Path(unpack_dir) / f"{digest}.jsonl"
-        if target.exists():
+        if _is_whole(target):
             with suppress(OSError):  # a folder of somebody else's
                 os.utime(target)
         else:
@@ -120,6 +122,18 @@ def _unpack(path: str, unpack_dir: str) -> str:
     except OSError as error:
         raise DataError(f"{path}: can't unpack it: {error.strerror or error}") from error
     return str(target)
+
+
+def _is_whole(target: Path) -> bool:
+    """Whether the unpacked file is there with all of its bytes: a power cut can leave it short."""
+    try:
+        size = target.stat().st_size
+        note = json.loads(target.with_suffix(NOTE_SUFFIX).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return target.exists()
+    except ValueError:
+        return False
+    return isinstance(note, dict) and note.get("bytes") == size
 
 
 def _write_whole(path: str, target: Path) -> None:

@@ -101,6 +101,41 @@ def test_a_changed_file_is_unpacked_again_and_an_equal_one_is_not(
     assert len(opened(path)) == 1
 
 
+def test_a_change_that_keeps_size_and_time_is_unpacked_again(tmp_path: Path) -> None:
+    for name, texts in {
+        "x.jsonl.gz": [gzip.compress(b'{"n": %d}\n' % n, mtime=0) for n in (1, 2)],
+        "x.json": [b'[{"n": 1}]', b'[{"n": 2}]'],
+    }.items():
+        path = tmp_path / name
+        last = 0
+        for n, text in enumerate(texts, start=1):
+            path.write_bytes(text)
+            os.utime(path, (1e9, 1e9))
+            while path.stat().st_ctime_ns == last:  # the system's clock goes in steps
+                os.utime(path, (1e9, 1e9))
+            last = path.stat().st_ctime_ns
+            assert path.stat().st_size == len(texts[0])
+            assert opened(path).read_record(0) == {"n": n}
+
+
+def test_an_unpacked_file_that_a_power_cut_left_short_is_made_again(
+    tmp_path: Path, ending: str
+) -> None:
+    path = write(tmp_path, ending)
+    opened(path)
+    (unpacked,) = (tmp_path / "unpacked").glob("*.jsonl")
+    note = unpacked.with_suffix(".note.json")
+    os.truncate(unpacked, PLAIN.index(b"\n") + 1)
+    assert len(opened(path)) == 50
+    os.truncate(note, 0)
+    os.truncate(unpacked, 0)
+    assert len(opened(path)) == 50
+    note.unlink()
+    made = unpacked.stat().st_ino
+    assert len(opened(path)) == 50
+    assert unpacked.stat().st_ino == made, "without a note nothing speaks against it"
+
+
 def test_an_unpacked_file_that_somebody_deleted_is_unpacked_again(
     tmp_path: Path, ending: str
 ) -> None:
