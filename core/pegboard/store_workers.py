@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import time
 from collections.abc import Callable, MutableSequence
@@ -95,13 +96,14 @@ class _Workers:
         """Whether any still works; raises what one of them raised, or that one died."""
         running = False
         for process, pipe, notes in zip(self._processes, self._pipes, self._notes, strict=True):
-            if process.exitcode is None:
+            exit_code = process.exitcode
+            # Asked of the living too: a long message keeps them until it is read.
+            if pipe.poll() and (error := _receive(pipe)) is not None:
+                raise error
+            if exit_code is None:
                 running = True
-            elif process.exitcode != 0:
-                if pipe.poll():
-                    with suppress(EOFError):
-                        raise pipe.recv()
-                raise DataError(self._obituary(process.pid, process.exitcode, notes[0]))
+            elif exit_code != 0:
+                raise DataError(self._obituary(process.pid, exit_code, notes[0]))
         return running
 
     def _obituary(self, pid: int, exit_code: int, record: int) -> str:
@@ -141,17 +143,25 @@ def _worker_main(parts: PartsOfStore, notes: MutableSequence[int], errors: Conne
     try:
         with open_claims(parts.draft) as claims:
             make_parts(parts, claims, tell, part_done, waiting)
-    except FileNotFoundError:
-        if parts.draft.is_dir():
-            raise
     except Exception as error:  # noqa: BLE001 - the parent raises it
+        if isinstance(error, FileNotFoundError) and not parts.draft.is_dir():
+            return  # put together and published by another process
         _send(errors, error)
         os._exit(1)
 
 
+def _receive(errors: Connection) -> Exception | None:
+    """What a worker raised; None if it ended without a word, or inside of one."""
+    with suppress(EOFError, OSError):
+        error: Exception = errors.recv()
+        return error
+    return None
+
+
 def _send(errors: Connection, error: Exception) -> None:
     try:
+        pickle.loads(pickle.dumps(error))
         errors.send(error)
-    except Exception:  # noqa: BLE001 - one that does not pickle
+    except Exception:  # noqa: BLE001 - one that does not pickle, or not come back
         notes = " ".join(getattr(error, "__notes__", ()))
         errors.send(RuntimeError(f"{type(error).__name__}: {error} {notes}".strip()))

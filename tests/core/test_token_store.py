@@ -36,6 +36,12 @@ import time
 import numpy as np
 from pegboard import DataError, DroppedSample, Example
 
+class Odd(Exception):
+    """It pickles, but nothing can make it again."""
+
+    def __init__(self, one, other):
+        super().__init__(f"{one} and {other}")
+
 class Characters:
     """One example per word, a token per character, `do` for special effects."""
 
@@ -56,6 +62,12 @@ class Characters:
             raise DataError("messages[0]: no role")
         if do == "bug":
             raise KeyError("oops")
+        if do == "shout":
+            raise ValueError("x" * 300_000)
+        if do == "be odd":
+            raise Odd("this", "that")
+        if do == "open":
+            open(record["path"])
         words = record["text"].split()
         self.words += len(words)
         ids = [np.array([ord(c) for c in word], dtype=np.int32) for word in words]
@@ -283,6 +295,20 @@ def test_a_programming_error_in_a_worker_keeps_its_type_and_names_the_record(
     with pytest.raises(KeyError, match="oops") as caught:
         build_store(tmp_path / "s", records, characters(), name="d", num_workers=2)
     assert caught.value.__notes__ == [f"while tokenizing {tmp_path}/data.jsonl:2"]
+
+
+def test_any_error_of_a_worker_comes_back(tmp_path: Path, characters: Any) -> None:
+    gone = str(tmp_path / "gone.png")
+    for record, expected, message in (
+        ({"do": "shout"}, ValueError, "x" * 300_000),  # more than a pipe holds
+        ({"do": "be odd"}, RuntimeError, "Odd: this and that while tokenizing"),
+        ({"do": "open", "path": gone}, FileNotFoundError, gone),
+    ):
+        records = records_of(tmp_path, GOOD[0], record)
+        with pytest.raises(expected, match=message) as caught:
+            build_store(tmp_path / "s", records, characters(), name="d", num_workers=1)
+        notes = getattr(caught.value, "__notes__", [str(caught.value)])
+        assert f"while tokenizing {tmp_path}/data.jsonl:2" in notes[0]
 
 
 def test_a_dataset_without_samples_is_an_error_with_counts(tmp_path: Path, characters: Any) -> None:
