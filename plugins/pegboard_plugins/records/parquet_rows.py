@@ -38,6 +38,7 @@ class ParquetRows:
         self._ends = np.cumsum([0, *sizes])[1:]
         if not metadata.num_rows:
             raise DataError(f"{path}: the file has no rows")
+        self.close()  # a folder may hold more files than a process may have open
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -50,18 +51,22 @@ class ParquetRows:
         """Row `index` (from 0) as an object of plain values; DataError starts with `file:row:`."""
         if not 0 <= index < len(self):
             raise IndexError(index)
+        from pyarrow import ArrowException
+
+        place = f"{self.path}:{index + 1}"
         number = int(np.searchsorted(self._ends, index, side="right"))
         if self._group is None or self._group[0] != number:
             self._group = None  # before the next is read: two may not fit
-            from pyarrow import ArrowException
-
             try:
                 self._group = (number, self._opened().read_row_group(number))
             except (OSError, ArrowException) as error:
-                place = f"{self.path}:{index + 1}"
                 raise DataError(f"{place}: can't read row group {number}: {error}") from error
         first = int(self._ends[number - 1]) if number else 0
-        (row,) = self._group[1].slice(index - first, 1).to_pylist()
+        try:
+            (row,) = self._group[1].slice(index - first, 1).to_pylist()
+        except (ValueError, ArithmeticError, LookupError, ArrowException) as error:
+            # Nothing in the file says that a string is UTF-8, or a time one that Python has.
+            raise DataError(f"{place}: a value of the row can't be read: {error}") from error
         return {key: _without_nulls(value) for key, value in row.items() if value is not None}
 
     def close(self) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import re
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pegboard.errors import DataError
@@ -51,6 +55,33 @@ def test_a_pickled_file_opens_again_and_so_does_a_closed_one(path: Path) -> None
     copy = pickle.loads(pickle.dumps(rows))
     rows.close()
     assert rows.read_record(5) == copy.read_record(5) == RECORDS[5]
+
+
+def test_a_value_that_python_can_not_hold_is_a_bad_row_and_the_others_are_read(
+    tmp_path: Path,
+) -> None:
+    from pyarrow import Array, Table, parquet, py_buffer, string, timestamp
+
+    ends = py_buffer(np.array([0, 2, 5], dtype="<i4"))
+    texts = Array.from_buffers(string(), 2, [None, ends, py_buffer(b"ok\xffno")])
+    times = pyarrow.array([0, 2**62], timestamp("us"))
+    for name, column, problem in (
+        ("text.parquet", texts, "can't decode byte 0xff"),
+        ("time.parquet", times, "out of range"),
+    ):
+        parquet.write_table(Table.from_pydict({"value": column}), tmp_path / name)
+        rows = ParquetRows(str(tmp_path / name))
+        assert rows.read_record(0)["value"] in ("ok", datetime(1970, 1, 1))
+        place = f"{tmp_path}/{name}:2: a value of the row can't be read: "
+        with pytest.raises(DataError, match=f"^{re.escape(place)}.*{problem}"):
+            rows.read_record(1)
+
+
+def test_a_file_that_is_not_read_is_not_kept_open(path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    files = [ParquetRows(str(path)) for _ in range(20)]
+    assert len(os.listdir("/proc/self/fd")) < before + 20
+    assert [file.read_record(5) for file in files] == [RECORDS[5]] * 20
 
 
 def test_what_is_no_parquet_file_is_named(tmp_path: Path) -> None:
