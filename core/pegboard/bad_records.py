@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -36,7 +37,8 @@ def most_bad_records(policy: BadRecordPolicy, num_records: int) -> int | None:
         return 0 if policy == "error" else None
     limits = [] if policy.count is None else [policy.count]
     if policy.share is not None:
-        limits.append(int(policy.share * num_records))
+        # Of the number as it is written: 0.29 * 100 is 28.999999999999996.
+        limits.append(int(Fraction(str(policy.share)) * num_records))
     return min(limits)
 
 

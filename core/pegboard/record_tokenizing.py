@@ -103,11 +103,8 @@ class RecordJob:
                         num_tokens += self._tokenize(index, key, writer)
                 except DroppedSample as dropped:
                     summary.dropped[dropped.reason] += 1
-                except DataError as error:
-                    reason = str(error).removeprefix(f"{key}:").strip()
-                    if len(reason) > _MAX_REASON:
-                        reason = reason[: _MAX_REASON - 3] + "..."
-                    summary.bad.append(BadRecord(key.file, key.line, " ".join(reason.split())))
+                except (DataError, RecursionError) as error:
+                    summary.bad.append(BadRecord(key.file, key.line, _reason_of(error, key)))
                     if kind := getattr(error, "reason", None):
                         summary.events[f"bad record: {kind}"] += 1
                 summary.num_records += 1
@@ -245,6 +242,16 @@ class _NoteKey:
     ) -> None:
         if isinstance(error, Exception) and not isinstance(error, DataError):
             error.add_note(f"while tokenizing {self.key}")
+
+
+def _reason_of(error: Exception, key: SampleKey) -> str:
+    """Why a record is bad, in one line of limited length."""
+    reason = str(error).removeprefix(f"{key}:").strip()
+    if isinstance(error, RecursionError):
+        reason = f"nested too deeply to be read ({reason}); flatten the record"
+    if len(reason) > _MAX_REASON:
+        reason = reason[: _MAX_REASON - 3] + "..."
+    return " ".join(reason.split())
 
 
 def _details(example: Example) -> bytes:

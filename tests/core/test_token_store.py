@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from pegboard import ConfigError, DataError
-from pegboard.bad_records import BadRecordLimit
+from pegboard.bad_records import BadRecordLimit, most_bad_records
 from pegboard.contracts import Dataset
 from pegboard.record_tokenizing import RecordSchema
 from pegboard.stored_samples import damaged_files
@@ -68,6 +68,8 @@ class Characters:
             raise Odd("this", "that")
         if do == "open":
             open(record["path"])
+        if do == "go deep":
+            self(dict(record))
         words = record["text"].split()
         self.words += len(words)
         ids = [np.array([ord(c) for c in word], dtype=np.int32) for word in words]
@@ -229,6 +231,24 @@ def test_a_limit_stops_the_build_before_the_rest_is_read(tmp_path: Path, charact
         build_store(
             tmp_path / "s", records, characters(), on_bad_record=BadRecordLimit(count=9), name="d"
         )
+
+
+def test_a_share_of_bad_records_is_the_one_that_is_written() -> None:
+    for hundredths in range(1, 100):
+        limit = BadRecordLimit(share=hundredths / 100)
+        assert most_bad_records(limit, 100) == hundredths
+        assert most_bad_records(limit, 10_050) == hundredths * 10_050 // 100
+    assert most_bad_records(BadRecordLimit(share=1e-7), 10**7) == 1
+
+
+def test_a_record_nested_too_deeply_is_bad_and_the_others_are_kept(
+    tmp_path: Path, characters: Any
+) -> None:
+    records = records_of(tmp_path, GOOD[0], {"do": "go deep"}, GOOD[1])
+    with pytest.raises(DataError, match=r"data\.jsonl:2: nested too deeply to be read"):
+        build_store(tmp_path / "s", records, characters(), name="d")
+    store = build_store(tmp_path / "s", records, characters(), name="d", on_bad_record="skip")
+    assert (len(store), store.meta["num_bad"]) == (3, 1)
 
 
 def test_media_and_extras_are_kept_as_they_are(tmp_path: Path, characters: Any) -> None:

@@ -97,7 +97,7 @@ def _unpack(path: str, unpack_dir: str) -> str:
         raise DataError(f"{path}: {problem}")
     errors: tuple[type[Exception], ...] = (EOFError, zlib.error, gzip.BadGzipFile)
     if path.endswith(".json"):
-        errors = (ValueError,)
+        errors = (ValueError, RecursionError)
     if path.endswith(".zst"):
         import zstandard
 

@@ -31,7 +31,7 @@ def is_json_array(path: str) -> bool:
     line, newline, _ = text.partition(b"\n")
     try:
         first = json.loads(line) if newline else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return True
     # A whole list in a line of several: messages, or, with nothing behind it, all records.
     if not isinstance(first, list) or not first or not isinstance(first[0], dict):

@@ -47,6 +47,18 @@ def test_a_dataset_reads_it_by_name_and_names_the_record(tmp_path: Path) -> None
         records[1]
 
 
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_a_record_that_is_nested_too_deeply_is_an_error_of_one_line(
+    tmp_path: Path, end: str
+) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('[{"a": 1}, ' + "[" * 100_000 + "]" * 100_000 + "]" + end, encoding="utf-8")
+    records = JsonlRecords("d", [str(path)], unpack_dir=str(tmp_path / "unpacked"))
+    with pytest.raises(DataError, match="it is no whole JSON list of records: .*recursion"):
+        len(records)
+    assert not list((tmp_path / "unpacked").iterdir())
+
+
 def test_lines_in_a_file_called_json_stay_lines(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
