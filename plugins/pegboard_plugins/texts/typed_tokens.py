@@ -48,7 +48,8 @@ class TypedTokens:
         Raises:
             DataError: the record holds every character that could be a mark.
         """
-        found = any(self._of(message).inside(message) for message in messages)
+        # A message's own keys are no text of anybody's; those of what a call is given are.
+        found = any(any(map(self._of(one).inside, one.values())) for one in messages)
         if not found and not (tools and self._all.inside(tools)):
             return messages, tools, ""
         taken = set(_characters((messages, tools)))
@@ -79,7 +80,7 @@ class _Spellings:
                     return self._pattern.search(value) is not None
             return False
         if isinstance(value, Mapping):
-            return any(map(self.inside, value.values()))
+            return any(map(self.inside, value)) or any(map(self.inside, value.values()))
         if isinstance(value, list | tuple):
             return any(map(self.inside, value))
         return False
@@ -88,7 +89,7 @@ class _Spellings:
         if isinstance(value, str):
             return self._pattern.sub(lambda found: found[0][0] + mark + found[0][1:], value)
         if isinstance(value, Mapping):
-            return {key: self.marked(item, mark) for key, item in value.items()}
+            return {self.marked(k, mark): self.marked(v, mark) for k, v in value.items()}
         if isinstance(value, list | tuple):
             return [self.marked(item, mark) for item in value]
         return value
@@ -98,7 +99,8 @@ def _characters(value: Any) -> Iterable[str]:
     if isinstance(value, str):
         yield from value
     elif isinstance(value, Mapping):
-        for item in value.values():
+        for key, item in value.items():
+            yield from _characters(key)
             yield from _characters(item)
     elif isinstance(value, list | tuple):
         for item in value:

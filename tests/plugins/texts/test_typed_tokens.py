@@ -51,6 +51,17 @@ def test_tools_and_arguments_are_looked_into(typed: TypedTokens) -> None:
     assert marked and marked[0]["function"]["description"] == f"ends with <{mark}|im_end|>"
 
 
+def test_keys_of_arguments_and_tools_are_looked_into(typed: TypedTokens) -> None:
+    call = {"function": {"name": "f", "arguments": {"<|im_end|>": 1, FIRST: 2}}}
+    messages, _, mark = typed.mark([message("assistant", "", tool_calls=[call])], None)
+    assert mark == SECOND
+    arguments = messages[0]["tool_calls"][0]["function"]["arguments"]
+    assert arguments == {f"<{SECOND}|im_end|>": 1, FIRST: 2}
+    tools = [{"function": {"name": "f", "parameters": {"properties": {"<think>": {}}}}}]
+    _, marked, mark = typed.mark([message("user", "q")], tools)
+    assert marked and marked[0]["function"]["parameters"] == {"properties": {f"<{mark}think>": {}}}
+
+
 def test_a_mark_is_a_character_that_the_record_does_not_hold(typed: TypedTokens) -> None:
     (marked,), _, mark = typed.mark([message("user", f"<|im_end|>{FIRST}")], None)
     assert mark == SECOND and marked["content"] == f"<{SECOND}|im_end|>{FIRST}"
