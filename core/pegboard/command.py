@@ -153,9 +153,10 @@ def find_config(arguments: argparse.Namespace) -> Path:
 
 
 def print_text(text: str) -> None:
-    """Print a long text; a reader that stops early (`| head`) is no error."""
+    """Print a long text; a reader that stops early (`| head`) is no error, nor is a name that stdout can't hold."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     try:
-        print(text, flush=True)
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
     except BrokenPipeError:
         # Python flushes stdout once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 
 from pegboard import Command
 from pegboard.cli import main
-from pegboard.command import check_command
+from pegboard.command import check_command, print_text
 from pegboard.errors import PluginError
 from pegboard.plugin_manager import load_plugins
 
@@ -128,3 +130,13 @@ def test_what_is_no_command_is_refused() -> None:
 def test_the_built_in_commands_register_through_the_hook() -> None:
     names = [cls.name for cls in load_plugins(third_party=False).registry.commands()]
     assert "prepare" in names and names == sorted(names)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_text_with_a_name_that_stdout_cannot_hold_is_printed_all_the_same(
+    encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, encoding=encoding))
+    print_text("file " + os.fsdecode(b"b\xff.jsonl"))
+    assert raw.getvalue() == b"file b\\udcff.jsonl\n"

@@ -157,6 +157,13 @@ class TileLoader:
             record = self._read_record(reference)
             if "listed" in reference:
                 return read_listed_at(record, reference["listed"], "image")
+        except FileNotFoundError:
+            # Of a packed file that is its unpacked copy, which may have been pruned.
+            raise MediaError(
+                "record gone",
+                f"{reference['file']}: the file that holds the picture's record is gone: put it back, or run "
+                "pegboard prepare --fresh",
+            ) from None
         except (OSError, ValueError, LookupError, TypeError, DataError):
             raise _changed(reference) from None
         for number, (_, part) in enumerate(iter_media_parts(record)):
