@@ -19,6 +19,7 @@ import struct
 import warnings
 import zlib
 from dataclasses import dataclass
+from functools import cache
 from typing import IO
 
 import numpy as np
@@ -26,10 +27,13 @@ from PIL import Image
 
 from pegboard_plugins.media.places import MediaError
 
-__all__ = ["FORMATS", "ImageLimits", "decode_image", "read_image_size"]
+__all__ = ["DECODE_ERRORS", "FORMATS", "ImageLimits", "decode_image", "read_image_size"]
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "JPEG2000", "AVIF", "ICO")
-"""Formats that are opened. NOTE: Pillow's EPS and others start programs; they must stay out."""
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+"""Formats that are opened, MPO as the JPEG it starts with.
+
+NOTE: Pillow's EPS and others start programs, and its ICO decodes while it opens; they must stay out.
+"""
 
 _ORIENTATION = 0x0112
 _TURNS = {
@@ -41,8 +45,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# What Pillow's parsers raise on broken bytes, seen by fuzzing and in its sources.
-_DECODE_ERRORS = (
+DECODE_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
@@ -58,6 +61,7 @@ _DECODE_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
+"""What Pillow's parsers raise on broken bytes, seen by fuzzing and in its sources."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ def decode_image(file: IO[bytes], limits: ImageLimits, name: str) -> Image.Image
             return image if method is None else image.transpose(method)
     except MediaError:
         raise
-    except _DECODE_ERRORS as error:
+    except DECODE_ERRORS as error:
         text = " ".join(str(error).split()) or type(error).__name__
         short = "truncated" in text or isinstance(error, EOFError)
         raise MediaError(
@@ -113,11 +117,11 @@ def _open(file: IO[bytes], limits: ImageLimits, name: str) -> tuple[Image.Image,
         with warnings.catch_warnings():
             # Pillow's own words on sizes and odd tags; what matters is checked here.
             warnings.simplefilter("ignore")
-            image = Image.open(file, formats=FORMATS)
+            image = Image.open(file, formats=_openable())
             width, height = image.size
     except Image.DecompressionBombError as error:
         raise MediaError("image too many pixels", f"{name}: {error}") from None
-    except _DECODE_ERRORS as error:
+    except DECODE_ERRORS as error:
         text = " ".join(str(error).split()) or type(error).__name__
         if "cannot identify" in text:
             text = f"none of {', '.join(FORMATS)}"
@@ -136,6 +140,13 @@ def _open(file: IO[bytes], limits: ImageLimits, name: str) -> tuple[Image.Image,
     return image, _orientation(image)
 
 
+@cache
+def _openable() -> tuple[str, ...]:
+    """What this Pillow opens of FORMATS: a name that it doesn't know ends its search with an error."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
 def _orientation(image: Image.Image) -> int:
     """EXIF orientation, 1 to 8, from the header; 1 where there is none or Pillow applies it."""
     if image.format == "TIFF":
@@ -150,7 +161,7 @@ def _orientation(image: Image.Image) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             turn = image.getexif().get(_ORIENTATION, 1)
-    except _DECODE_ERRORS:
+    except DECODE_ERRORS:
         return 1
     return turn if isinstance(turn, int) and turn in _TURNS else 1
 

@@ -8,12 +8,13 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
-from pegboard_plugins.media.images import ImageLimits, decode_image, read_image_size
+from pegboard_plugins.media.images import FORMATS, ImageLimits, decode_image, read_image_size
 from pegboard_plugins.media.places import MediaError
 
 LIMITS = ImageLimits()
+WRITERS = {"JPEG2000": "jpg_2000", "AVIF": "avif", "WEBP": "webp"}
 
 
 def _gradient(width: int = 32, height: int = 20) -> Image.Image:
@@ -42,9 +43,28 @@ def _reason(content: bytes, limits: ImageLimits = LIMITS) -> str:
     return caught.value.reason
 
 
-@pytest.mark.parametrize("form", ["PNG", "JPEG", "TIFF", "WEBP"])
+def _skip_without(form: str) -> None:
+    Image.init()
+    if form not in Image.SAVE or not features.check(WRITERS.get(form, "pil")):
+        pytest.skip(f"this Pillow writes no {form}")
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_format_is_opened(form: str) -> None:
+    _skip_without(form)
+    content = _saved(_gradient(), form)
+    assert _size(content) == (32, 20) == _decode(content).size
+
+
+def test_an_mpo_file_gives_its_first_picture() -> None:
+    content = _saved(_gradient(), "MPO", save_all=True, append_images=[_gradient(8, 8)])
+    assert _size(content) == (32, 20) == _decode(content).size
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "TIFF", "WEBP", "AVIF"])
 @pytest.mark.parametrize("turn", range(1, 9))
 def test_exif_turns_a_picture_upright_in_header_and_pixels(form: str, turn: int) -> None:
+    _skip_without(form)
     upright = Image.new("RGB", (48, 32), "white")
     upright.paste((200, 0, 0), (0, 0, 16, 8))  # a red corner, top left
     back = {
@@ -106,8 +126,9 @@ def test_an_animated_picture_gives_its_first_frame() -> None:
     assert _decode(content).getpixel((4, 4)) == (255, 0, 0)
 
 
-@pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF"])
+@pytest.mark.parametrize("form", FORMATS)
 def test_a_truncated_picture_is_refused(form: str) -> None:
+    _skip_without(form)
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     content = _saved(Image.fromarray(noise), form)
     with pytest.raises(MediaError):
@@ -120,6 +141,10 @@ def test_truncation_is_named() -> None:
 
 
 def test_text_and_forbidden_formats_are_no_pictures() -> None:
+    with pytest.raises(MediaError, match=f"none of {', '.join(FORMATS)}"):
+        _decode(b"hello")
+    icon = Image.new("RGBA", (16, 16))
+    assert _reason(_saved(icon, "ICO")) == "image not readable"  # Pillow decodes it to open it
     assert _reason(b"hello") == "image not readable"
     assert _reason(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n") == "image not readable"
 
