@@ -21,7 +21,12 @@ from typing import IO, Any
 from PIL import Image
 
 from pegboard.errors import DataError
-from pegboard_plugins.media.images import ImageLimits, decode_image, read_image_size
+from pegboard_plugins.media.images import (
+    DECODE_ERRORS,
+    ImageLimits,
+    decode_image,
+    read_image_size,
+)
 from pegboard_plugins.media.places import MediaError, MediaPlace, open_regular_file, shown
 
 __all__ = ["MAX_FRAMES", "count_frames", "pick_frames", "read_frames"]
@@ -131,7 +136,7 @@ def _animated_frames(file: IO[bytes], reference: str) -> int:
     try:
         image = Image.open(file, formats=("GIF", "WEBP", "PNG"))
         return int(getattr(image, "n_frames", 1))
-    except (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError) as error:
+    except DECODE_ERRORS as error:
         raise _broken(reference, error) from None
 
 
@@ -144,16 +149,10 @@ def _read_animated(
         image = Image.open(file, formats=("GIF", "WEBP", "PNG"))
         for pick in picks:
             image.seek(pick)
+            # A later frame of a GIF may reach beyond the size that its header says.
+            _check_pixels(image.width * image.height, reference, limits)
             yield image.convert("RGB")
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        LookupError,
-        TypeError,
-        MemoryError,
-    ) as error:
+    except DECODE_ERRORS as error:
         raise _broken(reference, error) from None
 
 
@@ -177,10 +176,7 @@ def _read_container(
         with _container(av, file, path, reference) as container:
             stream = container.streams.video[0]
             pixels = stream.codec_context.width * stream.codec_context.height
-            if pixels > limits.max_pixels:
-                raise MediaError(
-                    "image too many pixels", f"{_name(reference)}: frames of {pixels} pixels"
-                )
+            _check_pixels(pixels, reference, limits)
             for number, frame in enumerate(container.decode(stream)):
                 if wanted and number == wanted[0]:
                     wanted.pop(0)
@@ -235,6 +231,11 @@ def _suffix(path: str) -> str:
 
 def _name(reference: str) -> str:
     return f"video {shown(reference)}"
+
+
+def _check_pixels(pixels: int, reference: str, limits: ImageLimits) -> None:
+    if pixels > limits.max_pixels:
+        raise MediaError("image too many pixels", f"{_name(reference)}: frames of {pixels} pixels")
 
 
 def _broken(reference: str, error: Exception) -> DataError:

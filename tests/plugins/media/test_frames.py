@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,22 @@ def test_a_broken_gif_an_empty_folder_and_an_unknown_file_are_refused(tmp_path: 
     for reference in ("a.gif", "empty", "a.txt", "none.mp4"):
         with pytest.raises(MediaError):
             count_frames(reference, place, LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("side", "reason"), [(60_000, "video broken"), (8_000, "image too many pixels")]
+)
+def test_a_later_frame_of_a_gif_is_no_bomb(tmp_path: Path, side: int, reason: str) -> None:
+    frames = [Image.new("L", (16, 16), number * 9) for number in range(2)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    content = (tmp_path / "a.gif").read_bytes()
+    second = content.rindex(b",\0\0\0\0") + 5  # width and height stand behind left and top
+    content = content[:second] + struct.pack("<HH", side, side) + content[second + 4 :]
+    (tmp_path / "a.gif").write_bytes(content)
+    assert count_frames("a.gif", MediaPlace(str(tmp_path)), LIMITS) == 2
+    with pytest.raises(MediaError) as caught:
+        list(read_frames("a.gif", [0, 1], MediaPlace(str(tmp_path)), ImageLimits(max_pixels=9999)))
+    assert caught.value.reason == reason
 
 
 def test_a_video_shorter_than_planned_is_refused(tmp_path: Path) -> None:
