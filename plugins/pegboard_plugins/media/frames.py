@@ -161,7 +161,10 @@ def _count_packets(file: IO[bytes], path: str, reference: str) -> int:
     try:
         with _container(av, file, path, reference) as container:
             stream = container.streams.video[0]
-            return sum(1 for packet in container.demux(stream) if packet.size)
+            # A video cut without being encoded anew keeps packets before its start, from which
+            # decoding begins; their frames are not shown.
+            shown_packets = (p for p in container.demux(stream) if p.size and not p.is_discard)
+            return sum(1 for _ in shown_packets)
     except (av.error.FFmpegError, OSError, ValueError, LookupError) as error:
         raise _broken(reference, error) from None
 

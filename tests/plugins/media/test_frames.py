@@ -164,6 +164,28 @@ def test_a_container_is_turned_as_its_display_matrix_says(
     assert red[0] > 200 > 100 > max(red[1:]), red
 
 
+def test_frames_before_the_start_of_a_cut_video_are_not_counted(tmp_path: Path) -> None:
+    """Cut without being encoded anew, a video keeps what its first frame is decoded from."""
+    av = pytest.importorskip("av", reason="needs PyAV, the optional extra 'video'")
+    if "libx264" not in av.codecs_available:
+        pytest.skip("this PyAV writes no H.264")
+    options = {"avoid_negative_ts": "disabled"}  # what stands before 0 stays there, as in a cut
+    with av.open(str(tmp_path / "cut.mp4"), "w", options=options) as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        pictures = [av.VideoFrame.from_image(_frame(number, 64)) for number in range(12)]
+        for picture in [*pictures, None]:
+            for packet in stream.encode(picture):
+                shift = round(5 / 10 / packet.time_base)
+                packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
+                container.mux(packet)
+    num_frames = count_frames("cut.mp4", MediaPlace(str(tmp_path)), LIMITS)
+    with av.open(str(tmp_path / "cut.mp4")) as container:
+        assert num_frames == sum(1 for _ in container.decode(video=0)) < 12
+    picks = pick_frames(num_frames, 24)
+    assert _numbers(tmp_path, "cut.mp4", picks) == list(range(12 - num_frames, 12))
+
+
 def test_a_playlist_named_mp4_opens_nothing_else(tmp_path: Path) -> None:
     pytest.importorskip("av", reason="needs PyAV, the optional extra 'video'")
     (tmp_path / "a.mp4").write_text(f"#EXTM3U\nfile://{tmp_path}/b.mp4\n")
