@@ -33,6 +33,8 @@ __all__ = [
 MAX_FILE_BYTES = 1 << 30
 """Larger files are refused; a picture is decoded in memory."""
 
+_MAX_PATH = 4096
+"""Characters of a path; no system here opens a longer one."""
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|(?:file|http|https|ftp|s3|gs):", re.IGNORECASE)
 
 
@@ -71,6 +73,12 @@ class MediaPlace:
         """
         if not reference or "\0" in reference:
             raise MediaError("image path invalid", f"image path {shown(reference)} is no path")
+        if len(reference) > _MAX_PATH:  # resolving takes the square of the length
+            raise MediaError(
+                "image path invalid",
+                f"image path {shown(reference)} has {len(reference)} characters, expected at most "
+                f"{_MAX_PATH}; if it is the picture itself in base64, write it as a data: URL",
+            )
         if _SCHEME.match(reference):
             raise MediaError(
                 "image is a URL",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import pickle
+import time
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,17 @@ def test_what_is_no_path_is_refused(root: Path, reference: str) -> None:
 def test_a_path_longer_than_the_system_allows_is_refused(root: Path) -> None:
     assert _reason(root, "x" * 5000).startswith("image")
     assert _reason(root, "x/" * 4000).startswith("image")
+
+
+@pytest.mark.parametrize("allow_outside", [False, True])
+def test_base64_in_place_of_a_path_is_refused_at_once(root: Path, allow_outside: bool) -> None:
+    """Every slash is a folder to look for, under a name as long as all before it: minutes for a photo."""
+    place = MediaPlace(str(root), allow_outside=allow_outside)
+    start = time.process_time()
+    with pytest.raises(MediaError, match="write it as a data: URL") as caught:
+        place.resolve("/9j/4AAQ" * 500_000)
+    assert caught.value.reason == "image path invalid"
+    assert time.process_time() - start < 1
 
 
 def test_missing_empty_and_odd_files_have_their_own_reasons(root: Path) -> None:
