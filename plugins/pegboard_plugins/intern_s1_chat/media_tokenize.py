@@ -32,6 +32,7 @@ from pegboard.errors import ConfigError, DataError, DroppedSample
 from pegboard_plugins.intern_s1_chat.placing import (
     IMAGE_TOKEN,
     Placer,
+    check_placeholders,
     count_text,
     take_media,
 )
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TOKENIZER_VERSION", "MediaChatTokenizer", "check_image_tokens"]
 
-TOKENIZER_VERSION = 2
+TOKENIZER_VERSION = 3
 """Raised whenever the ids, the mask or the media of some record change."""
 
 IMAGE_START, IMAGE_END = "<img>", "</img>"
@@ -176,7 +177,9 @@ class MediaChatTokenizer:
                 f"{listed[0].path[0]}: the record lists pictures, but has no messages that could "
                 "hold them; name its form in tokenize_fn.chat.record_format"
             )
-        if not found and count_text(flat, self._marks["image"]):
+        if found:
+            check_placeholders(flat, turns.get("tools") if isinstance(turns, Mapping) else None)
+        elif count_text(flat, self._marks["image"]):
             self._counts[f"{self._marks['image']} without a picture"] += 1
         parts = [one.part for one in found]
         plan = MediaPlan()

@@ -7,6 +7,7 @@ says no more than that a picture is there, or, with neither, before the first qu
 
 from __future__ import annotations
 
+import json
 import re
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,15 @@ from pegboard_plugins.media.listed import Kind, ListedMedia
 from pegboard_plugins.media.parts import MediaPart, hole_kind, read_media_part
 from pegboard_plugins.media.places import MediaError
 
-__all__ = ["IMAGE_TOKEN", "PLACEHOLDERS", "FoundMedia", "Placer", "count_text", "take_media"]
+__all__ = [
+    "IMAGE_TOKEN",
+    "PLACEHOLDERS",
+    "FoundMedia",
+    "Placer",
+    "check_placeholders",
+    "count_text",
+    "take_media",
+]
 
 IMAGE_TOKEN = "<IMG_CONTEXT>"
 PLACEHOLDERS: Mapping[Kind, str] = {"image": IMAGE_TOKEN, "video": "<VIDEO_CONTEXT>"}
@@ -93,6 +102,25 @@ def count_text(messages: Sequence[Any], token: str) -> int:
         elif isinstance(content, list | tuple):
             total += sum(_text_of(part).count(token) for part in content)
     return total
+
+
+def check_placeholders(messages: Sequence[Any], tools: Any) -> None:
+    """Refuse `<IMG_CONTEXT>` where no picture can be meant: it would take one from its place.
+
+    Raises:
+        MediaError: it is written in reasoning, in a tool call or in the tools.
+    """
+    places = {"tools": tools}
+    for i, message in enumerate(messages):
+        if isinstance(message, Mapping):
+            places |= {f"messages[{i}].{key}": v for key, v in message.items() if key != "content"}
+    for where, value in places.items():
+        if value and IMAGE_TOKEN in json.dumps(value, default=str):
+            raise MediaError(
+                "placeholder outside content",
+                f"{where}: holds {IMAGE_TOKEN}, which stands for a picture in content only; spell "
+                "it otherwise there",
+            )
 
 
 def _are_new(listed: Sequence[ListedMedia], own: Sequence[Any]) -> bool:

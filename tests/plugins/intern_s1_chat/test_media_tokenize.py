@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import pickle
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -189,6 +190,32 @@ def test_a_count_of_placeholders_that_differs_is_an_error_with_both_counts(root:
         _tokenize(root, _chat(_image("wide"), _text("<IMG_CONTEXT> <IMG_CONTEXT>")))
     with pytest.raises(MediaError, match="holds 1 <IMG_CONTEXT>, but 0 images are given"):
         _tokenize(root, _chat(_text("a typed <IMG_CONTEXT>")))
+
+
+@pytest.mark.parametrize("where", ["reasoning_content", "tool_calls", "tools"])
+def test_a_placeholder_outside_content_never_takes_a_picture(root: Path, where: str) -> None:
+    """In the first turn's reasoning it would show the picture of the second, in the first sample."""
+    spelt = "see <IMG_CONTEXT>"
+    call = {"type": "function", "function": {"name": "look", "arguments": {"at": spelt}}}
+    tool = {"type": "function", "function": {"name": "look", "description": spelt}}
+    answer: dict[str, Any] = {"role": "assistant", "content": "one", "reasoning_content": "hm"}
+    record: dict[str, Any] = {
+        "messages": [
+            {"role": "user", "content": [_image("wide"), _text("a")]},
+            answer,
+            {"role": "user", "content": [_image("tall"), _text("b")]},
+            {"role": "assistant", "content": "two", "reasoning_content": "so"},
+        ]
+    }
+    tokenize = _tokenize_fn(chat_template="intern-s1")
+    assert len(tokenize(_record(root, record))) == 2
+    if where == "tools":
+        record["tools"] = [tool]
+    else:
+        answer[where] = [call] if where == "tool_calls" else spelt
+    place = where if where == "tools" else f"messages[1].{where}"
+    with pytest.raises(MediaError, match=re.escape(f"{place}: holds <IMG_CONTEXT>")):
+        tokenize(_record(root, record))
 
 
 def test_a_picture_inside_its_record_is_found_again(root: Path) -> None:
