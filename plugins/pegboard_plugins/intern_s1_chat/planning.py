@@ -116,7 +116,7 @@ class MediaPlanner:
         if source.check == "decode":
             for _ in read_frames(part.reference, picks, source.place, source.limits):
                 pass
-        plan.items.append({"ref": part.reference, "frames": picks})
+        plan.items.append({"ref": part.reference, "frames": picks, "num_frames": num_frames})
         plan.tokens.append([self._image_tokens.tokens_per_tile] * len(picks))
         self._counts["frames"] += len(picks)
 

@@ -99,7 +99,9 @@ class VLMJsonlDataset(JsonlDataset):
         max_image_pixels: int = Field(
             default=89_478_485,
             ge=1,
-            description="Width times height above which a picture is refused, from its header.",
+            le=178_956_970,
+            description="Width times height above which a picture is refused, from its header. Pillow itself "
+            "opens none of more than 178,956,970.",
         )
 
     config: Config

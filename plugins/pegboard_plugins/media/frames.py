@@ -91,16 +91,30 @@ def count_frames(reference: str, place: MediaPlace, limits: ImageLimits) -> int:
 
 
 def read_frames(
-    reference: str, picks: Sequence[int], place: MediaPlace, limits: ImageLimits
+    reference: str,
+    picks: Sequence[int],
+    place: MediaPlace,
+    limits: ImageLimits,
+    *,
+    num_frames: int | None = None,
 ) -> Iterator[Image.Image]:
     """The frames `picks` (ascending) as upright RGB pictures.
 
+    Args:
+        num_frames: what they were picked of; a folder that holds another number of frames now is refused.
+
     Raises:
-        MediaError: the video can't be decoded, or ended before the last of them.
+        MediaError: the video can't be decoded, ended before the last of them, or has changed.
     """
     path = place.resolve(reference)
     if os.path.isdir(path):
         files = _frame_files(path, reference)
+        if num_frames not in (None, len(files)):
+            raise MediaError(
+                "frames differ",
+                f"{_name(reference)} holds {len(files)} frames, but {num_frames} when it was "
+                "planned with: run pegboard prepare --fresh",
+            )
         for pick in picks:
             if pick >= len(files):
                 raise _too_short(reference, pick, len(files))

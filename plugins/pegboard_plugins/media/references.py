@@ -11,7 +11,8 @@ A picture written inside its record stays there: the reference is the record's p
      "items": [{"ref": "a.png", "wh": [640, 480], "grid": [4, 3], "at": [[17, 3328]]},
                {"ref": {"file": "x.jsonl", "start": 0, "end": 99, "part": 1}, ...},
                {"ref": {"file": "x.parquet", "row": 7, "listed": ["images", 0]}, ...},
-               {"ref": "clip.mp4", "frames": [3, 9], "at": [[31, 256], [292, 256]]}]}
+               {"ref": "clip.mp4", "frames": [3, 9], "num_frames": 12,
+                "at": [[31, 256], [292, 256]]}]}
 """
 
 from __future__ import annotations
@@ -128,7 +129,10 @@ class TileLoader:
         tile_size = media["tile_size"]
         for item in media["items"]:
             if "frames" in item:
-                for frame in read_frames(item["ref"], item["frames"], place, limits):
+                frames = read_frames(
+                    item["ref"], item["frames"], place, limits, num_frames=item["num_frames"]
+                )
+                for frame in frames:
                     yield whole_tile(frame, tile_size=tile_size)
                 continue
             part = self._part_of(item["ref"])

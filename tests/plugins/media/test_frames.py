@@ -97,6 +97,18 @@ def test_a_video_shorter_than_planned_is_refused(tmp_path: Path) -> None:
     assert caught.value.reason == "video shorter than planned"
 
 
+@pytest.mark.parametrize("now", [2, 4])
+def test_a_folder_that_gained_or_lost_frames_is_refused(now: int, tmp_path: Path) -> None:
+    (tmp_path / "clip").mkdir()
+    for number in range(now):
+        _frame(number).save(tmp_path / "clip" / f"{number}.png")
+    place = MediaPlace(str(tmp_path))
+    with pytest.raises(MediaError, match=rf"holds {now} frames, but 3 .*--fresh") as caught:
+        list(read_frames("clip", [1], place, LIMITS, num_frames=3))
+    assert caught.value.reason == "frames differ"
+    assert len(list(read_frames("clip", [1], place, LIMITS, num_frames=now))) == 1
+
+
 def test_an_mp4_gives_the_same_frames_twice(tmp_path: Path) -> None:
     av = pytest.importorskip("av", reason="needs PyAV, the optional extra 'video'")
     with av.open(str(tmp_path / "a.mp4"), "w") as container:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from pegboard_plugins.media.references import TileLoader
 REFERENCE = {"start": 0, "end": 40, "part": 0}
 
 
-def media(file: Path) -> dict[str, object]:
+def media(file: Path) -> dict[str, Any]:
     return {
         "root": None,
         "outside": False,
