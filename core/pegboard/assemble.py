@@ -16,6 +16,7 @@ import torch
 from loguru import logger
 from torch import nn
 
+from pegboard.built_parts import check_built
 from pegboard.component import ModelComponent, ParameterGroup
 from pegboard.contracts import BuiltModel, Loss, Tokenizer
 from pegboard.data_loading import DataSource, PlanCache, RunData
@@ -108,7 +109,8 @@ def build_model(
     module = shard_model(built, ranks, compute, reduce)
     module.to_empty(device=ranks.device)
     loaded_dtype = _fill(run, built, weights)
-    return ModelOnRanks(built, module, run.loss.build(), loaded_dtype)
+    loss = check_built(run.loss, run.loss.build())
+    return ModelOnRanks(built, module, loss, loaded_dtype)
 
 
 def _build_on_meta(run: RunConfig, master: torch.dtype) -> BuiltModel:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from loguru import logger
 
+from pegboard.built_parts import check_built
 from pegboard.contracts import Dataset, TokenizeFn, Tokenizer
 from pegboard.data_loading import DataSource
 from pegboard.data_report import describe_store
@@ -107,10 +108,10 @@ def _prepare(
     limit: int | None,
     fresh: bool,
 ) -> TokenStore:
-    dataset = entry.dataset.build(entry.name)
+    dataset = check_built(entry.dataset, entry.dataset.build(entry.name))
     if limit is not None:
         dataset = FirstRecords(dataset, limit)
-    tokenize = entry.tokenize_fn.build(tokenizer, model)
+    tokenize = check_built(entry.tokenize_fn, entry.tokenize_fn.build(tokenizer, model))
     schema = _record_schema(entry, dataset)
     fingerprint = _fingerprint(entry, dataset, tokenize, tokenizer, schema, cache)
     folder = cache / fingerprint[:24]

@@ -37,6 +37,10 @@ __all__ = [
 ]
 
 _COMMAND = "command"
+_OWN_PART = (
+    "A part of your own must be registered, in a --plugin file or an installed package, "
+    "by a function marked @pegboard.hookimpl."
+)
 HOOKS: Mapping[str, str] = {
     **{kind: entry.hook for kind, entry in COMPONENT_KINDS.items()},
     _COMMAND: "register_commands",
@@ -231,6 +235,7 @@ class Registry:
             for spelling in (*entry.cls.known_as, name)
         }
         near = nearest(class_name, spellings)
+        likely = others or nearest(class_name, spellings, cutoff=0.75)
         elsewhere = self.index.hint(kind, class_name, self._left_out)
         if elsewhere:
             return f"{message} {elsewhere}"
@@ -242,6 +247,8 @@ class Registry:
         if not others and near is None:
             known = ", ".join(self.names(kind)) or "none"
             message += f" Known: {known}."
+        if not likely:
+            message += f" {_OWN_PART}"
         return f"{message} {self._may_be_in()}".rstrip()
 
     def _may_be_in(self) -> str:
@@ -297,10 +304,10 @@ def check_component(kind: str, cls: type[Any]) -> None:
     _check_config(who, cls)
 
 
-def nearest(word: str, candidates: Iterable[str]) -> str | None:
+def nearest(word: str, candidates: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The candidate most like `word` (lower-cased, without separators); None if none is close."""
     plain = {_plain(candidate): candidate for candidate in candidates}
-    close = difflib.get_close_matches(_plain(word), plain, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(_plain(word), plain, n=1, cutoff=cutoff)
     return plain[close[0]] if close else None
 
 

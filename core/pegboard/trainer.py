@@ -26,6 +26,7 @@ from pegboard.assemble import (
     build_run_data,
     find_weights_folder,
 )
+from pegboard.built_parts import check_built
 from pegboard.callback_calls import CallbackCalls
 from pegboard.callbacks import CheckpointSaved, StepEnd, TrainEnd, TrainFailure, TrainStart
 from pegboard.contracts import Batch, ModelOutput, Tokenizer
@@ -185,7 +186,7 @@ class Trainer:
             names = [source.name for source in eval_sources]
             self.evaluator = Evaluator(self.model, ranks, data, names)
         self.optimizer = build_optimizer(run, self.model.module)
-        self.savers: list[Saver] = [saver.build() for saver in run.savers]
+        self.savers: list[Saver] = [check_built(saver, saver.build()) for saver in run.savers]
         self.parameters = [p for _, p in trainable_parameters(self.model.module)]
         self.once_per_step = reduce_once_per_step(
             run.parallel.gradient_reduction, self.model.module, ranks.device

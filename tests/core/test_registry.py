@@ -93,10 +93,20 @@ def test_known_as_is_for_messages_and_never_finds_a_class() -> None:
 
 
 def test_a_name_like_nothing_is_answered_with_what_there_is() -> None:
-    with pytest.raises(ConfigError, match=r"no loss named 'Qxz'\. Known: PlainLoss\.$"):
+    own = r"A part of your own must be registered, in a --plugin file .* @pegboard\.hookimpl\.$"
+    with pytest.raises(ConfigError, match=rf"no loss named 'Qxz'\. Known: PlainLoss\. {own}"):
         _filled().find("loss", "Qxz")
-    with pytest.raises(ConfigError, match=r"no packer named 'Qxz'\. Known: none\.$"):
+    with pytest.raises(ConfigError, match=rf"no packer named 'Qxz'\. Known: none\. {own}"):
         _filled().find("packer", "Qxz")
+
+
+def test_a_name_that_is_hardly_like_another_may_be_of_an_own_part_that_is_not_there() -> None:
+    with pytest.raises(ConfigError) as caught:
+        _filled().find("dataset", "SignalDataset")
+    assert str(caught.value) == (
+        "no dataset named 'SignalDataset'. Did you mean 'VLMJsonlDataset'? A part of your own must be registered, in a --plugin "
+        "file or an installed package, by a function marked @pegboard.hookimpl."
+    )
 
 
 def test_a_name_of_another_kind_is_sent_to_its_place() -> None:

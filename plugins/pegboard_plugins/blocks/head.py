@@ -1,10 +1,8 @@
 """The output projection, which calls the loss itself.
 
-Reading the weight from outside breaks once the head is sharded as its own unit, so the loss goes to
-the
-weight: `forward` hands it a `Head`. A tied head owns no parameter (`to_empty()` would silently
-    untie a shared
-one): the embedding's weight is an argument.
+Reading the weight from outside breaks once the head is sharded as its own unit, so the loss goes to the
+weight: `forward` hands it a `Head`. A tied head owns no parameter (`to_empty()` would silently untie a
+shared one): the embedding's weight is an argument.
 
 T tokens, C rows of a chunk, D hidden, V vocabulary.
 """
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pegboard.contracts import Head, Loss, LossOutput, Targets
+from pegboard.errors import PluginError
 
 __all__ = ["LMHead"]
 
@@ -44,13 +43,23 @@ class LMHead(nn.Module):
     def forward(
         self, hidden_TD: Tensor, targets: Targets, loss: Loss, tied_weight_VD: Tensor | None = None
     ) -> LossOutput:
-        """Loss of the (already normed) hidden states; computes no logits by itself."""
+        """Loss of the (already normed) hidden states; computes no logits by itself.
+
+        Raises:
+            PluginError: the loss returned something else than a `LossOutput`, such as its value alone.
+        """
         weight_VD = self._weight(tied_weight_VD)
 
         def logits(hidden_CD: Tensor) -> Tensor:
             return functional.linear(hidden_CD, weight_VD)
 
-        return loss(hidden_TD, Head(weight_VD, None, logits), targets)
+        out = loss(hidden_TD, Head(weight_VD, None, logits), targets)
+        if not isinstance(out, LossOutput):
+            raise PluginError(
+                f"loss '{type(loss).__name__}' returned an object of type {type(out).__name__}; "
+                "return pegboard.LossOutput(scaled sum, detached loss of each target)"
+            )
+        return out
 
     def logits(self, hidden_TD: Tensor, tied_weight_VD: Tensor | None = None) -> Tensor:
         """(T, V) logits of an unsharded head."""

@@ -21,7 +21,13 @@ class ChunkedCrossEntropy(LossComponent):
     cap, a temperature) needs `CrossEntropy`.
     """
 
-    known_as = ("chunked_ce", "chunk_loss", "liger_cross_entropy", "fused_linear_cross_entropy")
+    known_as = (
+        "chunked_ce",
+        "chunk_loss",
+        "CELossConfig",
+        "liger_cross_entropy",
+        "fused_linear_cross_entropy",
+    )
 
     class Config(ComponentConfig):
         chunk_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
