@@ -223,7 +223,9 @@ class _Generator(GenerateJsonSchema):
 
     def default_schema(self, schema: Any) -> JsonSchema:
         result = super().default_schema(schema)
-        if isinstance(result.get("default"), dict | list):
+        default = result.get("default")
+        items = default if isinstance(default, list) else [default]
+        if any(isinstance(item, dict | list) for item in items):
             del result["default"]
         return result
 

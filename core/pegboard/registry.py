@@ -235,7 +235,7 @@ class Registry:
             for spelling in (*entry.cls.known_as, name)
         }
         near = nearest(class_name, spellings)
-        likely = others or nearest(class_name, spellings, cutoff=0.75)
+        likely = others or nearest(class_name, spellings, cutoff=0.8)
         elsewhere = self.index.hint(kind, class_name, self._left_out)
         if elsewhere:
             return f"{message} {elsewhere}"
