@@ -176,8 +176,10 @@ def _train(arguments: argparse.Namespace) -> int:
         if arguments.resume:
             raise ConfigError("\n".join([str(error), *_gone(arguments, str(error))])) from error
         raise
+    from pegboard.run_folder import log_to_screen
     from pegboard.trainer import train  # torch, only after everything is valid
 
+    log_to_screen()  # data is prepared before there is a run folder
     train(loaded, plugins, resume=arguments.resume, trust_remote_code=arguments.trust_remote_code)
     return 0
 

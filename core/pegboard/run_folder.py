@@ -35,6 +35,7 @@ __all__ = [
     "check_work_dir",
     "choose_run_dir",
     "describe_environment",
+    "log_to_screen",
     "start_logging",
     "write_json",
 ]
@@ -91,13 +92,17 @@ def _set_aside(run_dir: Path) -> None:
         )
 
 
+def log_to_screen() -> None:
+    """One line per event on the screen and nowhere else: while there is no run folder yet."""
+    logger.remove()
+    logger.add(_screen, format="{time:HH:mm:ss} {level: <7} {message}", level="INFO", colorize=None)
+
+
 def start_logging(run_dir: Path, rank: int) -> None:
     """One line per event: rank 0 on the screen, every rank in a file of its own."""
-    logger.remove()
-    if rank == 0:
-        logger.add(
-            _screen, format="{time:HH:mm:ss} {level: <7} {message}", level="INFO", colorize=None
-        )
+    log_to_screen()
+    if rank != 0:
+        logger.remove()
     logger.add(
         run_dir / "logs" / f"rank_{rank}.log",
         format="{time:YYYY-MM-DD HH:mm:ss.SSS} {level: <7} {message}",

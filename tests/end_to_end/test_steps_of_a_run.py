@@ -4,6 +4,7 @@ told for each dataset by itself; a stop that reaches one rank stops all; the run
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -100,6 +101,17 @@ def test_each_dataset_has_the_loss_that_it_has_by_itself(
         assert alone[1]["eval_loss"] == alone[1][f"eval_loss/{name}"]
     shares = [both[1][f"eval_loss/{name}"] for name in ("first", "second")]
     assert min(shares) < both[1]["eval_loss"] < max(shares)
+
+
+def test_a_line_looks_the_same_before_there_is_a_run_folder_and_after(
+    make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(make_config(savers=[], epoch_num=1))
+    lines = capsys.readouterr().err.splitlines()
+    places = [n for n, line in enumerate(lines) if "chats: " in line or "step 1/1" in line]
+    assert len(places) > 2  # of the preparation, then of the step
+    for line in lines:
+        assert re.match(r"\d\d:\d\d:\d\d [A-Z]+ +[^|]+$", line), line
 
 
 def test_the_run_folder_says_what_was_run_and_its_config_runs_again(
