@@ -17,7 +17,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any
 
@@ -30,6 +32,9 @@ __all__ = ["BatchMaker", "StepLoader"]
 
 # Larger tensors go through shared memory, which costs a few file descriptors each.
 _SENT_AS_BYTES = 2**20
+
+_ENDED_BY_EXECUTOR = signal.SIGVTALRM
+"""What an executor ends workers with: SIGTERM is not theirs, and nobody else sends this one."""
 
 _OBITUARY_S = 2.0
 """How long to wait for a dead worker's exit code, which other threads may be taking."""
@@ -191,6 +196,26 @@ class StepLoader:
         return batch.pin_memory() if self._pin_memory else batch
 
 
+class _Worker(SpawnProcess):
+    """Hears no SIGTERM, which torchrun and Slurm send to a rank's whole group: the rank still needs
+    its batches, to finish the step and save."""
+
+    def start(self) -> None:
+        """With SIGTERM held back in this thread, which the process inherits from its first moment."""
+        resource_tracker.ensure_running()  # starting it inside would let SIGTERM through again
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def terminate(self) -> None:
+        """What an executor calls when another worker is gone; it waits for the end."""
+        if self.exitcode is None and self.pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, _ENDED_BY_EXECUTOR)
+
+
 class _KeepingContext(SpawnContext):
     """Spawns, and keeps the processes: an executor tells nobody which of its workers died."""
 
@@ -199,7 +224,7 @@ class _KeepingContext(SpawnContext):
         self.processes: list[SpawnProcess] = []
 
     def Process(self, *args: Any, **kwargs: Any) -> SpawnProcess:  # type: ignore[override]
-        self.processes.append(SpawnProcess(*args, **kwargs))
+        self.processes.append(_Worker(*args, **kwargs))
         return self.processes[-1]
 
 
@@ -208,8 +233,8 @@ def _who_died(processes: Sequence[Any]) -> str:
     until = time.monotonic() + _OBITUARY_S
     while True:
         ended = [(one.pid, code) for one in processes if (code := one.exitcode) is not None]
-        # The executor ends the others with SIGTERM as soon as one is gone.
-        found = [(pid, code) for pid, code in ended if code != -signal.SIGTERM]
+        # The executor ends the others as soon as one is gone.
+        found = [(pid, code) for pid, code in ended if code != -_ENDED_BY_EXECUTOR]
         late = time.monotonic() > until
         if found or late or len(ended) == len(processes):
             named = [f"process {pid}, {how_it_ended(code)}" for pid, code in found or ended]

@@ -7,6 +7,7 @@ import dataclasses
 import importlib
 import multiprocessing
 import os
+import signal
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -304,13 +305,37 @@ def test_a_worker_that_dies_is_an_error_and_no_hang(stores: dict[str, TokenStore
     assert f"(process {child.pid}, killed by SIGKILL, perhaps for" in str(caught.value)
 
 
+def test_workers_go_on_after_a_sigterm_for_the_rank_has_a_step_to_finish(
+    stores: dict[str, TokenStore],
+) -> None:
+    data = run_data(stores, num_workers=2)
+    try:
+        data.start_workers(wait=True)
+        data.micro_batches(0, 0)
+        children = multiprocessing.active_children()
+        for child in children:
+            assert child.pid is not None
+            os.kill(child.pid, signal.SIGTERM)  # as torchrun does to a rank's whole group
+        keys = [[batch.keys for batch in step] for step in epoch_of(data)]
+        assert keys == [[batch.keys for batch in step] for step in epoch_of(run_data(stores))]
+        assert [child.exitcode for child in children] == [None, None]
+        children[0].kill()
+        with pytest.raises(DataError, match="a data worker process died") as caught:
+            epoch_of(data)
+        assert f"(process {children[0].pid}, killed by SIGKILL" in str(caught.value)
+    finally:
+        data.close()
+    assert not multiprocessing.active_children()
+
+
 def test_of_several_workers_the_one_that_died_by_itself_is_named() -> None:
     def ended(*codes: int | None) -> str:
         return _who_died([SimpleNamespace(pid=70 + i, exitcode=c) for i, c in enumerate(codes)])
 
-    assert ended(-15, -11, None) == "process 71, killed by SIGSEGV"
-    assert ended(3, -15) == "process 70, exit code 3"
-    assert ended(-15, -15) == "process 70, killed by SIGTERM; or process 71, killed by SIGTERM"
+    assert ended(-26, -11, None) == "process 71, killed by SIGSEGV"
+    assert ended(3, -26) == "process 70, exit code 3"
+    assert ended(-15, -26) == "process 70, killed by SIGTERM"
+    assert ended(-26, -26) == "process 70, killed by SIGVTALRM; or process 71, killed by SIGVTALRM"
     assert ended(-40) == "process 70, killed by signal 40"
 
 

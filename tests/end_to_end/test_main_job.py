@@ -4,6 +4,7 @@ a run that is stopped goes on where it was; a mistake ends with one clear line a
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -115,20 +116,29 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(
         assert metrics["grad_norm"] == before[int(metrics["step"])]["grad_norm"]
 
 
-def test_sigterm_saves_and_ends_cleanly(make_config: Callable[..., Path], tmp_path: Path) -> None:
-    config = make_config(epoch_num=100_000, savers=[{"class_name": "CheckpointSaver"}])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_sigterm_saves_and_ends_cleanly(
+    num_workers: int, make_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = make_config(
+        total_steps=100_000,
+        epoch_num=None,
+        savers=[{"class_name": "CheckpointSaver"}],
+        dataloader={"num_workers": num_workers},
+    )
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "core" / "run.py"), str(config)],
         cwd=ROOT,
         env=environment_of_a_run(),
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     metrics = tmp_path / "a" / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (metrics.is_file() and metrics.read_text()) and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)  # the rank and its workers, as torchrun does it
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 0, stderr[-2000:]
     assert list((tmp_path / "a" / "run" / "checkpoints").iterdir())
