@@ -35,10 +35,15 @@ if TYPE_CHECKING:
     from pegboard.registry import Registry
     from pegboard.run_config import RunConfig
 
-__all__ = ["check_parallel", "check_rules", "dataset_lists", "fill_in"]
+__all__ = ["check_parallel", "check_rules", "check_saver_folders", "dataset_lists", "fill_in"]
 
 DEFAULT_COLLATOR = "SFTLLMCollator"
 DEFAULT_PACK_MAX_LENGTH = 4096
+
+_IN_RUN_FOLDER = frozenset(
+    "checkpoints logs config.json environment.json metrics.jsonl plugins.json".split()
+)
+"""What stands in every run's folder: an export of that name would take its place."""
 
 
 def fill_in(data: dict[str, Any], registry: Registry) -> list[Problem]:
@@ -78,6 +83,21 @@ def check_parallel(run: RunConfig) -> Iterator[Problem]:
         yield Problem(
             path, f"{size} does not divide the {num_experts} experts of {type(run.model).__name__}"
         )
+
+
+def check_saver_folders(run: RunConfig) -> Iterator[Problem]:
+    """Savers that would write over each other or over the run: an export replaces what it finds."""
+    taken = {name: "the run writes there itself" for name in _IN_RUN_FOLDER}
+    for index, saver in enumerate(run.savers):
+        name = getattr(saver.config, "folder_name", None)
+        if not isinstance(name, str):
+            continue
+        if name in taken:
+            yield Problem(
+                ("savers", index, "folder_name"),
+                f"{name!r} would be replaced, {taken[name]}; name another folder",
+            )
+        taken.setdefault(name, f"savers[{index}] writes there")
 
 
 def dataset_lists(

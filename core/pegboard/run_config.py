@@ -42,6 +42,7 @@ from pegboard.config_rules import (
     DEFAULT_PACK_MAX_LENGTH,
     check_parallel,
     check_rules,
+    check_saver_folders,
     dataset_lists,
     fill_in,
 )
@@ -124,6 +125,7 @@ class DataLoading(ComponentConfig):
     pack_max_length: int = Field(
         default=DEFAULT_PACK_MAX_LENGTH,
         gt=0,
+        lt=2**31,
         description="Tokens of a pack, which is one micro-batch.",
     )
     packer: Annotated[PackerComponent, ComponentOf("packer")] = Field(
@@ -337,7 +339,10 @@ def validate_run_config(source: ConfigSource, registry: Registry) -> LoadedConfi
     checked = run
     if checked is None:
         checked = what_is_valid(RunConfig, data, failed, {"registry": registry})
-    checks: list[Callable[[], Iterable[Problem]]] = [partial(check_parallel, checked)]
+    checks: list[Callable[[], Iterable[Problem]]] = [
+        partial(check_parallel, checked),
+        partial(check_saver_folders, checked),
+    ]
     for component, path in parts_of(checked):
         if not any(one[: len(path)] == path for one in failed):
             checks.append(partial(component.check, checked, path))

@@ -194,6 +194,11 @@ class CheckpointSaver(SaverComponent):
 class HFSaver(SaverComponent):
     """Exports."""
 
+    class Config(ComponentConfig):
+        folder_name: str = Field(default="export", description="Folder.")
+
+    config: Config
+
     def build(self) -> Any: ...
 
 
@@ -493,6 +498,27 @@ def test_parts_are_checked_beside_a_part_that_the_run_cannot_be_without(load: Lo
         "datasets[2]",
         "model.class_name",
     ]
+
+
+def test_no_saver_may_take_the_place_of_another_or_of_the_run(load: Loader) -> None:
+    def saver(folder: str) -> dict[str, Any]:
+        return {"class_name": "HFSaver", "folder_name": folder}
+
+    checkpoints = {"class_name": "CheckpointSaver"}
+    for folder in ("checkpoints", "logs", "metrics.jsonl"):
+        (line,) = load.problems(minimal() | {"savers": [checkpoints, saver(folder)]})
+        assert f"savers[1].folder_name: '{folder}' would be replaced, the run writes there" in line
+    (line,) = load.problems(minimal() | {"savers": [saver("a"), saver("b"), saver("a")]})
+    assert "savers[2].folder_name: 'a' would be replaced, savers[0] writes there" in line
+    assert len(load(minimal() | {"savers": [checkpoints, saver("a"), saver("b")]}).run.savers) == 3
+
+
+def test_a_pack_is_no_longer_than_its_int32_bounds_can_say(load: Loader) -> None:
+    config = minimal() | {"dataloader": {"pack_max_length": 2**31 - 1}}
+    assert load(config).run.dataloader.pack_max_length == 2**31 - 1
+    config["dataloader"]["pack_max_length"] = 2**31
+    (line,) = load.problems(config)
+    assert "dataloader.pack_max_length: expected less than 2147483648" in line
 
 
 def test_no_config_whatever_it_holds_ends_in_anything_but_a_config_error(load: Loader) -> None:

@@ -5,14 +5,15 @@ Light: torch is imported by `build` and by the change itself only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from pegboard import BuiltModel, ComponentConfig, SaverComponent, TransformComponent
+from pegboard import BuiltModel, ComponentConfig, Problem, SaverComponent, TransformComponent
 
 if TYPE_CHECKING:
+    from pegboard.run_config import RunConfig
     from pegboard.savers import Saver
 
 __all__ = ["AdapterSaver", "LoRA"]
@@ -94,6 +95,15 @@ class AdapterSaver(SaverComponent):
         )
 
     config: Config
+
+    def check(self, run: RunConfig, path: tuple[str | int, ...]) -> Iterable[Problem]:
+        """Something may make an adapter: without any transform, the save at the end would fail."""
+        if not run.transforms:
+            yield Problem(
+                (*path, "class_name"),
+                "AdapterSaver has nothing to save: no transform makes an adapter; add "
+                '"transforms": [{"class_name": "LoRA"}], or use HFSaver',
+            )
 
     def build(self) -> Saver:
         from .export import AdapterWriter

@@ -9,15 +9,16 @@ period.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Self
 
 from pydantic import Field, model_validator
 
-from pegboard import ComponentConfig, ConfigError, LRScheduleComponent
+from pegboard import ComponentConfig, ConfigError, LRScheduleComponent, Problem
 
 if TYPE_CHECKING:
     from pegboard.contracts import LRSchedule
+    from pegboard.run_config import RunConfig
 
 __all__ = ["ConstantSchedule", "CosineSchedule", "LinearSchedule"]
 
@@ -47,11 +48,15 @@ class _WarmupConfig(ComponentConfig):
             ratio = 0.03 if self.warmup_ratio is None else self.warmup_ratio
             return round(ratio * total_steps)
         if self.warmup_steps > total_steps:
-            raise ConfigError(
-                f"lr_schedule.warmup_steps: {self.warmup_steps} is more than the run's "
-                f"{total_steps} steps; expected at most that; shorten it or use warmup_ratio"
-            )
+            raise ConfigError(f"lr_schedule.warmup_steps: {self.too_long(total_steps)}")
         return self.warmup_steps
+
+    def too_long(self, total_steps: int) -> str:
+        """What is wrong with more warm-up steps than the run has."""
+        return (
+            f"{self.warmup_steps} is more than the run's {total_steps} steps; expected at most "
+            "that; shorten it or use warmup_ratio"
+        )
 
 
 class _DecayConfig(_WarmupConfig):
@@ -73,6 +78,10 @@ class CosineSchedule(LRScheduleComponent):
 
     config: Config
 
+    def check(self, run: RunConfig, path: tuple[str | int, ...]) -> Iterable[Problem]:
+        """The warm-up fits the run, where its length is known."""
+        return _check_warmup(self.config, run, path)
+
     def build(self, total_steps: int) -> LRSchedule:
         """(step from 1 to `total_steps`, base lr) -> lr; ConfigError for too long a warm-up."""
         return _with_decay(
@@ -90,6 +99,10 @@ class LinearSchedule(LRScheduleComponent):
 
     config: Config
 
+    def check(self, run: RunConfig, path: tuple[str | int, ...]) -> Iterable[Problem]:
+        """The warm-up fits the run, where its length is known."""
+        return _check_warmup(self.config, run, path)
+
     def build(self, total_steps: int) -> LRSchedule:
         """(step from 1 to `total_steps`, base lr) -> lr; ConfigError for too long a warm-up."""
         return _with_decay(self.config, total_steps, lambda part: 1.0 - part)
@@ -105,10 +118,22 @@ class ConstantSchedule(LRScheduleComponent):
 
     config: Config
 
+    def check(self, run: RunConfig, path: tuple[str | int, ...]) -> Iterable[Problem]:
+        """The warm-up fits the run, where its length is known."""
+        return _check_warmup(self.config, run, path)
+
     def build(self, total_steps: int) -> LRSchedule:
         """(step from 1 to `total_steps`, base lr) -> lr; ConfigError for too long a warm-up."""
         warmup = max(1, self.config.warmup(total_steps))
         return lambda step, base_lr: base_lr * min(1.0, step / warmup)
+
+
+def _check_warmup(
+    config: _WarmupConfig, run: RunConfig, path: tuple[str | int, ...]
+) -> Iterable[Problem]:
+    steps, total = config.warmup_steps, run.total_steps
+    if steps is not None and total is not None and steps > total:
+        yield Problem((*path, "warmup_steps"), config.too_long(total))
 
 
 def _with_decay(

@@ -5,13 +5,15 @@ Light: torch is imported by `build` only.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from pegboard import ComponentConfig, SaverComponent
+from pegboard import ComponentConfig, Problem, SaverComponent
 
 if TYPE_CHECKING:
+    from pegboard.run_config import RunConfig
     from pegboard.savers import Saver
 
 __all__ = ["CheckpointSaver", "HFSaver"]
@@ -33,6 +35,16 @@ class CheckpointSaver(SaverComponent):
         )
 
     config: Config
+
+    def check(self, run: RunConfig, path: tuple[str | int, ...]) -> Iterable[Problem]:
+        """It is the only one: each would delete the other's checkpoints as old ones."""
+        places = [i for i, saver in enumerate(run.savers) if isinstance(saver, CheckpointSaver)]
+        if path in [("savers", place) for place in places[1:]]:
+            yield Problem(
+                path,
+                f"savers[{places[0]}] is a CheckpointSaver too, and keep_last of one deletes the "
+                "checkpoints of the other; keep one of them",
+            )
 
     def build(self) -> Saver:
         from .checkpoint import CheckpointWriter
@@ -60,7 +72,7 @@ class HFSaver(SaverComponent):
             "bfloat16.",
         )
         max_shard_size_gb: float = Field(
-            default=5.0, gt=0.0, description="Largest weight file, in GB (10^9 bytes)."
+            default=5.0, gt=0.0, le=1e9, description="Largest weight file, in GB (10^9 bytes)."
         )
         folder_name: str = Field(
             default="export",

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -196,3 +197,13 @@ def test_a_part_that_is_frozen_gets_no_change() -> None:
 def test_an_adapter_saver_without_an_adapter_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(pegboard.CheckpointError, match="no adapter; add a transform"):
         save_adapter(built_model(change=None), tmp_path, None)
+
+
+def test_an_adapter_saver_beside_no_transform_is_refused_before_the_run() -> None:
+    saver = AdapterSaver(AdapterSaver.Config())
+    run: Any = SimpleNamespace(transforms=())
+    (problem,) = saver.check(run, ("savers", 1))
+    assert problem.path == ("savers", 1, "class_name")
+    assert "no transform makes an adapter" in problem.message
+    run.transforms = (lora(rank=2),)
+    assert not list(saver.check(run, ("savers", 1)))

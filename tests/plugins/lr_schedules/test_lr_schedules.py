@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -79,6 +80,16 @@ def test_a_warm_up_may_fill_the_run_but_not_outlast_it(cls: Any) -> None:
     assert rates(cls, 4, warmup_steps=4) == [0.25, 0.5, 0.75, 1.0]
     with pytest.raises(ConfigError, match=r"warmup_steps: 5 is more than the run's 4 steps"):
         rates(cls, 4, warmup_steps=5)
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_a_warm_up_that_outlasts_the_run_is_found_before_the_run(cls: Any) -> None:
+    path = ("lr_schedule",)
+    (problem,) = cls(cls.Config(warmup_steps=5)).check(SimpleNamespace(total_steps=4), path)
+    assert problem.path == ("lr_schedule", "warmup_steps")
+    assert "5 is more than the run's 4 steps" in problem.message
+    for fields, total in (({"warmup_steps": 4}, 4), ({"warmup_steps": 5}, None), ({}, 1)):
+        assert not list(cls(cls.Config(**fields)).check(SimpleNamespace(total_steps=total), path))
 
 
 @pytest.mark.parametrize("cls", ALL)

@@ -10,9 +10,12 @@ import sys
 from importlib import import_module
 from pathlib import Path
 from shutil import copytree
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from pegboard.commit import commit_folder
@@ -265,3 +268,17 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "a" / "state.json").write_text("{", encoding="utf-8")
     with pytest.raises(CheckpointError, match="state.json: not a readable checkpoint"):
         load_train_state(tmp_path / "a", module, optimizer)
+
+
+def test_a_second_checkpoint_saver_would_delete_the_checkpoints_of_the_first() -> None:
+    often, seldom = (CheckpointSaver(CheckpointSaver.Config(every_steps=n)) for n in (1, 100))
+    run: Any = SimpleNamespace(savers=(HFSaver(HFSaver.Config()), often, seldom))
+    assert not list(often.check(run, ("savers", 1)))
+    (problem,) = seldom.check(run, ("savers", 2))
+    assert problem.path == ("savers", 2) and "savers[1] is a CheckpointSaver too" in problem.message
+
+
+def test_the_largest_file_has_a_size_that_can_be_counted() -> None:
+    with pytest.raises(ValidationError, match="less than or equal"):
+        HFSaver.Config(max_shard_size_gb=1e300)
+    HFSaver(HFSaver.Config(max_shard_size_gb=1e9)).build()
