@@ -206,10 +206,11 @@ class ChatTokenizer:
         kinds = {"exact", "shown"} if self._locates else {"exact"}
         spans = [(turn.start, turn.end) for turn in trained if turn.kind in kinds]
         ids_T, mask_T = encode_with_mask(self._tokenizer, full, spans, mark=mark)
-        self._policies.add("strip", len(ids_T), int(mask_T.sum()))
+        runs = runs_of(mask_T)
+        self._policies.add("strip", len(ids_T), sum(end - start for start, end in runs))
         others = ("split", "chain", "keep")
         if whole and all(turn.kind == "exact" for turn in trained):
-            chain = EncodedChain(ids_T, mask_T, trained, runs_of(mask_T))
+            chain = EncodedChain(ids_T, mask_T, trained, runs)
             self._policies.add_chains([chain], others)
         elif weight := self._weight_of_others(full, others):
             chains = self._encode_chains(trained, end, mark)

@@ -141,10 +141,16 @@ def encode_segments(
 
 def runs_of(mask_T: np.ndarray) -> list[tuple[int, int]]:
     """(first, one past the last) of each run of True, in order."""
-    padded = np.zeros(len(mask_T) + 2, dtype=np.int8)
-    padded[1:-1] = mask_T
-    edges = np.flatnonzero(padded[1:] != padded[:-1]).tolist()
-    return list(zip(edges[::2], edges[1::2], strict=True))
+    # Few and long: finding each border in the bytes is several times as fast as comparing neighbours.
+    raw = mask_T.tobytes()
+    runs = []
+    end = 0
+    while (start := raw.find(1, end)) >= 0:
+        end = raw.find(0, start)
+        if end < 0:
+            end = len(raw)
+        runs.append((start, end))
+    return runs
 
 
 def encode_plain_text(tokenizer: Tokenizer, text: str) -> np.ndarray:

@@ -1,15 +1,16 @@
 """A chat template compiled once and rendered as transformers' `apply_chat_template` renders it.
 
 Messages are given to the template as that function prepares them, less its copy of every value: what
-is rendered here is plain JSON already. The sandbox's checks of what a template looks up are most of
-a render's time; the look-ups that are safe whatever the value are answered before it. What tools and
-arguments are as JSON is remembered: each turn of a chat renders them again.
+is rendered here is plain JSON already. The sandbox's checks of what a template looks up and calls are
+most of a render's time; the look-ups and calls that are safe whatever the value are answered before it.
+What tools and arguments are as JSON is remembered: each turn of a chat renders them again.
 """
 
 from __future__ import annotations
 
 import marshal
 from collections.abc import Callable, Mapping, Sequence
+from types import BuiltinMethodType
 from typing import Any
 
 __all__ = ["CompiledTemplate"]
@@ -40,9 +41,13 @@ class CompiledTemplate:
         self.source = source
         self._template = compile_anew(source)
         self._special_tokens = {name: str(token) for name, token in special_tokens.items()}
-        _answer_safe_look_ups(self._template.environment)
-        filters = self._template.environment.filters
+        environment = self._template.environment
+        _answer_safe_look_ups(environment)
+        _make_safe_calls(environment)
+        filters = environment.filters
         filters["tojson"] = _remembering(filters["tojson"])
+        # The chain of scopes that a template looks through, as one dict: it never changes.
+        self._globals = dict(self._template.globals)
 
     def render(
         self,
@@ -54,18 +59,37 @@ class CompiledTemplate:
         """The text; raises what the template raises."""
         if not messages:
             raise ValueError("an empty conversation; give at least one message")
-        return str(
-            self._template.render(
-                {
-                    **self._special_tokens,
-                    "messages": [_prepared(message) for message in messages],
-                    "tools": None if tools is None else list(tools),
-                    "documents": None,
-                    "add_generation_prompt": add_generation_prompt,
-                    **template_kwargs,
-                }
-            )
+        template = self._template
+        context = template.new_context(
+            {
+                **self._globals,
+                **self._special_tokens,
+                "messages": [_prepared(message) for message in messages],
+                "tools": None if tools is None else list(tools),
+                "documents": None,
+                "add_generation_prompt": add_generation_prompt,
+                **template_kwargs,
+            },
+            shared=True,
         )
+        return str(template.environment.concat(template.root_render_func(context)))
+
+
+def _make_safe_calls(environment: Any) -> None:
+    """Call as the sandbox would, sooner: methods of strings, but for the two that format, and `namespace`."""
+    call = environment.call
+    namespace = environment.globals["namespace"]
+    formats = ("format", "format_map")
+
+    def call_safely(context: Any, called: Any, *arguments: Any, **options: Any) -> Any:
+        is_of_str = type(called) is BuiltinMethodType and type(called.__self__) is str
+        if (is_of_str and called.__name__ not in formats) or called is namespace:
+            options.pop("_loop_vars", None)
+            options.pop("_block_vars", None)
+            return called(*arguments, **options)
+        return call(context, called, *arguments, **options)
+
+    environment.call = call_safely
 
 
 def _prepared(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from pegboard.errors import DataError
-from pegboard_plugins.texts.encoding import encode_with_mask
+from pegboard_plugins.texts.encoding import encode_with_mask, runs_of
 from pegboard_plugins.tokenizers.component import ByteTokenizer
 
 
@@ -72,3 +73,17 @@ def test_without_offsets_a_cut_that_changes_ids_is_an_error() -> None:
     assert len(ids) == 3 and mask.tolist() == [False, True, False]
     with pytest.raises(DataError, match="no offsets"):
         encode_with_mask(pairs(), "abcdef", [(3, 4)])
+
+
+def test_runs_of_a_mask_are_its_stretches_of_true() -> None:
+    draw = np.random.default_rng(0)
+    masks = [np.zeros(0, bool), np.ones(5, bool), np.zeros(5, bool)]
+    masks += [draw.random(int(draw.integers(1, 40))) < 0.6 for _ in range(200)]
+    for mask in (*masks, *(mask[::2] for mask in masks)):
+        runs = runs_of(mask)
+        rebuilt = np.zeros(len(mask), dtype=bool)
+        for start, end in runs:
+            assert start < end
+            rebuilt[start:end] = True
+        assert (rebuilt == mask).all()
+        assert all(end < start for (_, end), (start, _) in itertools.pairwise(runs))

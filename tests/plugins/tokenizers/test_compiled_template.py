@@ -97,6 +97,10 @@ def test_a_template_can_do_no_more_than_in_the_sandbox() -> None:
         "{{ messages[0].__class__.__mro__ }}",
         "{{ ''.__class__ }}",
         "{{ '{0.__class__}'.format(messages) }}",
+        "{{ '{m.__class__}'.format_map({'m': messages}) }}",
+        "{% set write = '{0.__class__}'.format %}{{ write(messages) }}",
+        "{{ ('{0.__class__}' | attr('format'))(messages) }}",
+        "{% for m in messages %}{% set write = '{0.__class__}'.format %}{{ write(m) }}{% endfor %}",
         "{% for m in messages %}{{ loop.__init__ }}{% endfor %}",
     ):
         text_or_error = ""
@@ -133,6 +137,17 @@ def test_transformers_own_environment_is_left_alone() -> None:
     shared = _compile_jinja_template("{{ messages[0].role }}").environment
     CompiledTemplate("{{ messages[0].role }}", {})
     assert "getattr" not in vars(shared)
+    assert "call" not in vars(shared)
+
+
+def test_a_render_leaves_nothing_behind_for_the_next() -> None:
+    template = CompiledTemplate(
+        "{% set ns = namespace(n=0) %}{% set seen = messages | length %}{% set ns.n = ns.n + seen %}"
+        "{{ ns.n }}{{ extra is defined }}{{ raise_exception is defined }}",
+        {},
+    )
+    assert template.render([USER], None, False, {"extra": 1}) == "1TrueTrue"
+    assert template.render([USER, USER], None, False, {}) == "2FalseTrue"
 
 
 def test_json_is_remembered_by_value_and_never_stale() -> None:
