@@ -234,8 +234,25 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     return []
 
 
+_SPELLED_ELSEWHERE = {
+    "total_epoch": "epoch_num",
+    "num_epochs": "epoch_num",
+    "num_train_epochs": "epoch_num",
+    "max_steps": "total_steps",
+    "ep_size": "expert_parallel_size",
+    "hsdp_sharding_size": "replicate_size",
+    "max_seq_length": "max_length",
+    "learning_rate": "lr",
+    "optim_cfg": "optimizer",
+    "lr_cfg": "lr_schedule",
+    "fsdp_cfg": "parallel",
+}
+"""What other trainers call a field, where the nearest spelling would be another one or none."""
+
+
 def _unknown_key(key: str, known: list[str]) -> str:
-    near = nearest(key, known)
+    elsewhere = _SPELLED_ELSEWHERE.get(key)
+    near = elsewhere if elsewhere in known else nearest(key, known)
     if near:
         return f"unknown key '{key}'. Did you mean '{near}'?"
     return f"unknown key '{key}'. Known: {', '.join(known) or 'none'}."

@@ -449,6 +449,20 @@ def test_rules_between_parts_speak_beside_other_mistakes(load: Loader) -> None:
         assert words in text, text
 
 
+def test_what_other_trainers_call_a_field_is_answered_with_its_name_here(load: Loader) -> None:
+    config = minimal()
+    config |= {"total_epoch": 1, "fsdp_cfg": {}, "parallel": {"ep_size": 2}}
+    config["optimizer"] = {"class_name": "AdamW", "learning_rate": 1e-5}
+    text = "\n".join(load.problems(config))
+    for key, name in (
+        ("total_epoch", "epoch_num"),
+        ("fsdp_cfg", "parallel"),
+        ("ep_size", "expert_parallel_size"),
+        ("learning_rate", "lr"),
+    ):
+        assert f"unknown key '{key}'. Did you mean '{name}'?" in text, text
+
+
 def test_token_weights_are_for_all_datasets_or_none_and_instead_of_ratios(load: Loader) -> None:
     config = minimal()
     second = copy.deepcopy(config["datasets"][0])

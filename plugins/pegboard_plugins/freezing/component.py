@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from pegboard import BuiltModel, ComponentConfig, ConfigError, TransformComponent
+from pegboard import BuiltModel, ComponentConfig, ConfigError, Problem, TransformComponent
+
+if TYPE_CHECKING:
+    from pegboard.run_config import RunConfig
 
 __all__ = ["Freeze"]
 
@@ -29,6 +33,14 @@ class Freeze(TransformComponent):
         )
 
     config: Config
+
+    def check(self, run: RunConfig, path: tuple[str | int, ...]) -> Iterable[Problem]:
+        """Something is named: a transform that freezes nothing is a slip."""
+        if not self.config.groups and not self.config.prefixes:
+            yield Problem(
+                path,
+                'Freeze names nothing; say "groups": [...] or "prefixes": [...], or leave it out',
+            )
 
     def build(self) -> Callable[[BuiltModel], BuiltModel]:
         """Freeze by name; ConfigError for a group or prefix that the model doesn't have."""

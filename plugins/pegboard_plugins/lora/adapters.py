@@ -255,6 +255,18 @@ def _check_same(folder: Path, config: LoRA.Config) -> None:
                 f"transforms: LoRA: {ours}: {value} differs from {name} {theirs.get(name)} of {file}; "
                 "set it to that"
             )
+    for name, plain in (
+        ("rank_pattern", {}),
+        ("alpha_pattern", {}),
+        ("use_dora", False),
+        ("bias", "none"),
+    ):
+        if (value := theirs.get(name) or plain) != plain:
+            raise ConfigError(
+                f"transforms: LoRA: load_adapter: {file}: {name} is {json.dumps(value)}, and layers of one rank "
+                "and scale, without biases, are all that can be started from; merge it into the base model with peft "
+                "and load that"
+            )
 
 
 def _as_regex(patterns: Sequence[str]) -> str | None:

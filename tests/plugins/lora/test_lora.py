@@ -176,6 +176,19 @@ def test_a_run_starts_from_an_adapter_of_the_same_scale_only(tmp_path: Path) -> 
         built_model(change=lora(load_adapter=str(tmp_path / "nothing")))
 
 
+@pytest.mark.parametrize(
+    "name, value", [("alpha_pattern", {"q_proj": 4}), ("use_dora", True), ("bias", "all")]
+)
+def test_an_adapter_that_means_more_than_the_config_can_say_is_refused(
+    name: str, value: Any, tmp_path: Path
+) -> None:
+    folder = save_adapter(built_model(change=lora(rank=4)), tmp_path, None)
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), name: value}))
+    with pytest.raises(pegboard.ConfigError, match=f"{name} is .*merge it into the base model"):
+        built_model(change=lora(rank=4, load_adapter=str(folder)))
+
+
 def test_a_target_that_is_not_there_is_named_with_those_that_are() -> None:
     with pytest.raises(pegboard.ConfigError, match="named query_key_value; .*q_proj"):
         built_model(change=lora(target_modules=["q_proj", "query_key_value"]))
