@@ -147,6 +147,7 @@ class TransformersTokenizer:
 
     def save(self, folder: str) -> None:
         self._tokenizer.save_pretrained(folder)
+        _let_older_read(Path(folder) / "tokenizer_config.json")
 
     def fingerprint(self) -> str:
         state = {
@@ -262,6 +263,23 @@ class FastTransformersTokenizer(TransformersTokenizer):
         if self._rust.pre_tokenizer is not None:
             plain.pre_tokenizer = self._rust.pre_tokenizer
         return plain
+
+
+def _let_older_read(file: Path) -> None:
+    """Say in words of transformers 4 too what only 5 writes in words of its own.
+
+    Programs that serve an export (vLLM) may have 4, which fails on both; 5 reads the older words.
+    """
+    if not file.is_file():
+        return
+    config = json.loads(file.read_text(encoding="utf-8"))
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    # 4 expects an object under this key, of names and spellings.
+    if isinstance(config.get("extra_special_tokens"), list):
+        config.setdefault("additional_special_tokens", config.pop("extra_special_tokens"))
+    text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    file.write_text(text, encoding="utf-8")
 
 
 def _generation_eos(source: str) -> list[int]:

@@ -43,6 +43,24 @@ def test_a_saved_tokenizer_reopens_with_the_same_ids(folder: Any, tmp_path: Any)
     assert opened(path=str(tmp_path / "again")).encode(text) == byte.encode(text)
 
 
+def test_a_saved_tokenizer_speaks_words_that_transformers_4_knows(
+    folder: Any, tmp_path: Any
+) -> None:
+    from transformers import AutoTokenizer
+
+    plain = AutoTokenizer.from_pretrained(folder)
+    plain.add_special_tokens({"extra_special_tokens": ["<|im_start|>", "<|new|>"]})
+    wrap_tokenizer(plain).save(str(tmp_path / "again"))
+    said = json.loads((tmp_path / "again" / "tokenizer_config.json").read_text(encoding="utf-8"))
+    # 4 has no class TokenizersBackend, and takes an object for extra_special_tokens.
+    assert said["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert "extra_special_tokens" not in said
+    assert said["additional_special_tokens"] == ["<|im_start|>", "<|new|>"]
+    again = AutoTokenizer.from_pretrained(tmp_path / "again")
+    assert set(again.all_special_tokens) == set(plain.all_special_tokens)
+    assert again.encode("a<|new|>") == plain.encode("a<|new|>") == [97, len(plain) - 1]
+
+
 def test_end_ids_join_tokenizer_generation_config_and_template(folder: Any) -> None:
     settings = folder / "tokenizer_config.json"
     config = json.loads(settings.read_text())
