@@ -222,6 +222,8 @@ class Trainer:
                 logger.info(line)
         try:
             self._tell_start()
+            if self.resumed_from is not None and self.step >= self.total_steps:
+                self._save(is_last=True)  # the run may have failed after its last checkpoint
             stopped = self._run_steps()
             self.callbacks.train_end(
                 TrainEnd(step=self.step, total_steps=self.total_steps, stopped=stopped)
@@ -444,8 +446,9 @@ class Trainer:
         logger.info(f"resumed from {folder} at step {self.step}")
         if self.step >= self.total_steps:
             logger.warning(
-                f"nothing to do: the checkpoint is of step {self.step} and the run ends at step "
-                f"{self.total_steps}; raise total_steps or epoch_num to train on"
+                f"nothing left to train: the checkpoint is of step {self.step} and the run ends at step "
+                f"{self.total_steps}; what the savers write at the end is written; raise total_steps or "
+                "epoch_num to train on"
             )
 
     def _on_sigterm(self, signum: int, frame: Any) -> None:

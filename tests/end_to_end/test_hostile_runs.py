@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,7 @@ from launching import read_metrics, write_chats
 
 from pegboard import trainer
 from pegboard.cli import main
+from pegboard_plugins.savers import hf_export
 
 MakeConfig = Callable[..., Path]
 CHECKPOINTS = [{"class_name": "CheckpointSaver"}]
@@ -183,7 +186,32 @@ def test_a_checkpoint_is_resumed_by_its_own_config_only(
     smaller = "model.intermediate_size=32"
     assert "gate_up_proj" in _refused(capsys, config, "--resume", "--set", smaller)
     assert main([*words, "--resume"]) == 0
-    assert "nothing to do" in capsys.readouterr().err
+    assert "nothing left to train" in capsys.readouterr().err
+
+
+def test_what_failed_after_the_last_checkpoint_is_written_when_the_run_is_resumed(
+    make_config: MakeConfig,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = str(make_config(savers=[*CHECKPOINTS, {"class_name": "HFSaver"}], epoch_num=1))
+
+    def full_disk(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hf_export, "write_parts", full_disk)
+        assert "No space left" in _refused(capsys, config)
+    run = tmp_path / "a" / "run"
+    assert not (run / "export").exists()
+    (state,) = run.glob("checkpoints/*/state.json")
+    before = state.stat()
+    assert main(["train", config, "--no-third-party", "--resume"]) == 0
+    assert (run / "export" / "model.safetensors").is_file()
+    # The checkpoint it stands on is not written again.
+    assert [p.name for p in (run / "checkpoints").iterdir()] == [state.parent.name]
+    assert (state.stat().st_ino, state.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
 def test_a_new_run_does_not_mix_with_an_earlier_one_of_its_name(

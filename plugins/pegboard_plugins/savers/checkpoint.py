@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from pegboard.commit import rank_and_world
+from pegboard.commit import gather_from_ranks, rank_and_world
 from pegboard.savers import SaveRequest
 from pegboard.train_state import checkpoint_steps, save_train_state
 
@@ -27,12 +27,18 @@ class CheckpointWriter:
         """At the end, and at multiples of `every_steps`."""
         return is_last or (self._every_steps is not None and step % self._every_steps == 0)
 
-    def save(self, request: SaveRequest) -> Path:
+    def save(self, request: SaveRequest) -> Path | None:
         """Write the checkpoint of this step, then delete old ones. Collective.
+
+        A run that was resumed and had nothing left to train stands on the checkpoint of this very
+        step: that one stays as it is, and nothing is written.
 
         Raises:
             CheckpointError: on all ranks; older checkpoints are then all still there.
         """
+        stands = request.step in checkpoint_steps(request.run_dir)
+        if gather_from_ranks(stands)[0]:
+            return None
         folder = request.run_dir / "checkpoints" / f"step_{request.step:08d}"
         save_train_state(folder, request.module, request.optimizer, request.train_state)
         if rank_and_world()[0] == 0:
