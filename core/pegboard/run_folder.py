@@ -25,6 +25,7 @@ from loguru import logger
 from pegboard.device import device_name
 from pegboard.errors import ConfigError
 from pegboard.tracking import TableTracker
+from pegboard.train_state import checkpoint_steps
 
 if TYPE_CHECKING:
     from pegboard.contracts import Table
@@ -66,20 +67,38 @@ def choose_run_dir(work_dir: str, run_name: str | None, *, resume: bool) -> Path
     resuming later could take up the wrong checkpoint.
     """
     name = run_name
-    if name is None:
-        name = time.strftime("%Y%m%d-%H%M%S")
-        if resume:
-            runs = [p.parent for p in Path(work_dir).glob("*/checkpoints") if any(p.iterdir())]
+    if dist.get_rank() == 0:
+        if name is None and resume:
+            runs = [p.parent for p in Path(work_dir).glob("*/checkpoints")]
+            runs = [run for run in runs if checkpoint_steps(run)]
             if runs:
                 name = max(runs, key=lambda run: run.stat().st_mtime).name
-    if not resume and dist.get_rank() == 0:
-        _set_aside(Path(work_dir) / name)
+        if name is None:
+            name = _new_folder(Path(work_dir))
+        elif not resume:
+            _set_aside(Path(work_dir) / name)
     names: list[Any] = [name]
     if dist.get_world_size() > 1:
         dist.broadcast_object_list(names, src=0)
     run_dir = Path(work_dir) / str(names[0])
     run_dir.mkdir(parents=True, exist_ok=True)
     return run_dir
+
+
+def _new_folder(work_dir: Path) -> str:
+    """Make a folder that is this run's alone and return its name, the time of day.
+
+    Runs that waited for one another's tokenizing begin in the same second.
+    """
+    name = time_of_day = time.strftime("%Y%m%d-%H%M%S")
+    number = 1
+    while True:
+        try:
+            (work_dir / name).mkdir(parents=True)
+            return name
+        except FileExistsError:
+            number += 1
+            name = f"{time_of_day}-{number}"
 
 
 def _set_aside(run_dir: Path) -> None:
