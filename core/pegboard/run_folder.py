@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import torch
 import torch.distributed as dist
@@ -40,6 +40,9 @@ __all__ = [
     "start_logging",
     "write_json",
 ]
+
+_LONGEST_LINE = 1 << 20
+"""Bytes of metrics.jsonl that are looked at for the end of its last whole line."""
 
 
 def check_work_dir(work_dir: str) -> None:
@@ -161,7 +164,11 @@ class MetricsLog:
 
     def __init__(self, run_dir: Path, trackers: Sequence[Tracker], *, active: bool) -> None:
         self._trackers = trackers
-        self._file = (run_dir / "metrics.jsonl").open("a", encoding="utf-8") if active else None
+        self._file: TextIO | None = None
+        if active:
+            path = run_dir / "metrics.jsonl"
+            _drop_torn_line(path)
+            self._file = path.open("a", encoding="utf-8")
 
     def log(
         self, step: int, metrics: Mapping[str, float], tables: Mapping[str, Table] | None = None
@@ -187,3 +194,14 @@ class MetricsLog:
             self._file.close()
             for tracker in self._trackers:
                 tracker.close()
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Take off the line that a full disk or a power cut left unfinished: the next would be joined to it."""
+    if not path.is_file():
+        return
+    with path.open("rb+") as file:
+        start = max(0, file.seek(0, os.SEEK_END) - _LONGEST_LINE)
+        file.seek(start)
+        whole = file.read().rfind(b"\n") + 1
+        file.truncate(start + whole)
