@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +25,9 @@ from pegboard.savers import SaveRequest
 from pegboard.tensor_file import TensorFile, TensorFileLayout, TensorSpec, num_bytes
 from pegboard.train_state import named_tensors
 from pegboard.weight_export import PublishedPart, write_parts
+
+if TYPE_CHECKING:
+    from pegboard.contracts import Tokenizer
 
 __all__ = ["HFExporter", "ShardPlan", "plan_shards"]
 
@@ -193,20 +196,33 @@ def _write_texts(folder: Path, plan: ShardPlan, dtype_name: str, request: SaveRe
     request.tokenizer.save(str(folder))
     _write_chat_template(folder, request.tokenizer.chat_template)
     source = request.source_folder
-    generation = "generation_config.json"
-    if source is not None and (source / generation).is_file():
-        shutil.copyfile(source / generation, folder / generation)
-    elif not (folder / generation).exists():
-        ids = list(request.tokenizer.eos_token_ids)
-        _write_json(
-            folder / generation,
-            {
-                "eos_token_id": ids[0] if len(ids) == 1 else ids,
-                "pad_token_id": request.tokenizer.pad_token_id,
-            },
-        )
+    _write_generation_config(folder, source, request.tokenizer)
     if source is not None:
         _copy_from_source(source, folder, config)
+
+
+def _write_generation_config(folder: Path, source: Path | None, tokenizer: Tokenizer) -> None:
+    """Theirs, or a short one, with all the tokens that end a turn.
+
+    A base model's own names only the end of a document: after chats it would write on and on.
+    """
+    file = folder / "generation_config.json"
+    if source is not None and (source / file.name).is_file():
+        shutil.copyfile(source / file.name, file)
+    config: Any = {"pad_token_id": tokenizer.pad_token_id}
+    if file.exists():
+        try:
+            config = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            return  # goes along as it came
+    if not isinstance(config, dict):
+        return
+    said = config.get("eos_token_id")
+    ends = said if isinstance(said, list) else [] if said is None else [said]
+    missing = [token for token in tokenizer.eos_token_ids if token not in ends]
+    if missing or not file.exists():
+        ends = [*ends, *missing]
+        _write_json(file, config | {"eos_token_id": ends[0] if len(ends) == 1 else ends})
 
 
 def _with_dtype(config: Mapping[str, Any], dtype_name: str) -> dict[str, Any]:

@@ -117,16 +117,44 @@ def test_transformers_reads_the_configs(tmp_path: Path) -> None:
 def test_what_the_source_folder_says_of_generation_and_images_is_kept(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
-    (source / "generation_config.json").write_text('{"top_k": 7}', encoding="utf-8")
+    said = '{"top_k": 7, "eos_token_id": [5, 2, 9]}'
+    (source / "generation_config.json").write_text(said, encoding="utf-8")
     (source / "preprocessor_config.json").write_text("{}", encoding="utf-8")
     (source / "model.py").write_text("", encoding="utf-8")
     module, optimizer = tiny_run.make(seed=1)
     request = tiny_run.request_for(tmp_path, module, optimizer, source_folder=source)
     folder = HFSaver(HFSaver.Config()).build().save(request)
     assert folder is not None
-    assert (folder / "generation_config.json").read_text(encoding="utf-8") == '{"top_k": 7}'
+    assert (folder / "generation_config.json").read_text(encoding="utf-8") == said
     assert (folder / "preprocessor_config.json").exists()
     assert not (folder / "model.py").exists()
+
+
+@pytest.mark.parametrize(
+    ("said", "ends"),
+    [
+        ('{"top_k": 7, "eos_token_id": 2}', [2, 5]),
+        ('{"top_k": 7, "eos_token_id": [9]}', [9, 2, 5]),
+        ('{"top_k": 7}', [2, 5]),
+        ("not JSON", None),
+        ("[]", None),
+    ],
+)
+def test_what_ends_a_turn_ends_generation_also_after_a_base_model(
+    said: str, ends: list[int] | None, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "generation_config.json").write_text(said, encoding="utf-8")
+    module, optimizer = tiny_run.make(seed=1)
+    request = tiny_run.request_for(tmp_path, module, optimizer, source_folder=source)
+    folder = HFSaver(HFSaver.Config()).build().save(request)
+    assert folder is not None
+    written = (folder / "generation_config.json").read_text(encoding="utf-8")
+    if ends is None:
+        assert written == said
+    else:
+        assert json.loads(written) == {"top_k": 7, "eos_token_id": ends}
 
 
 def test_a_new_export_replaces_the_old_one_whole(tmp_path: Path) -> None:
