@@ -252,7 +252,7 @@ def _read_state(folder: Path) -> dict[str, Any]:
         version = state["format_version"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{path}: not a readable checkpoint: {error!r}; resume from another one"
+            f"{path}: not a readable checkpoint: {error!r}; delete its folder, and --resume takes the one before"
         ) from error
     if version != FORMAT_VERSION:
         raise CheckpointError(
@@ -264,7 +264,7 @@ def _read_state(folder: Path) -> dict[str, Any]:
         file = folder / name
         if not file.is_file() or file.stat().st_size != size:
             raise CheckpointError(
-                f"{file}: missing or damaged, expected {size} bytes; resume from another checkpoint"
+                f"{file}: missing or damaged, expected {size} bytes; delete this checkpoint's folder, and --resume takes the one before"
             )
     return dict(state)
 

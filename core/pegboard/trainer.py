@@ -29,6 +29,7 @@ from pegboard.assemble import (
 from pegboard.built_parts import check_built
 from pegboard.callback_calls import CallbackCalls
 from pegboard.callbacks import CheckpointSaved, StepEnd, TrainEnd, TrainFailure, TrainStart
+from pegboard.commit import gather_from_ranks
 from pegboard.contracts import Batch, ModelOutput, Tokenizer
 from pegboard.data_loading import Cursor, DataSource
 from pegboard.data_report import describe_plan
@@ -428,7 +429,8 @@ class Trainer:
                 )
 
     def _resume(self) -> None:
-        folder = newest_checkpoint(self.run_dir)
+        # Rank 0's word: a network folder may look older to other nodes.
+        folder = gather_from_ranks(newest_checkpoint(self.run_dir))[0]
         if folder is None:
             logger.warning(f"--resume: no checkpoint under {self.run_dir}; starting at step 0")
             return

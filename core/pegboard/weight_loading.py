@@ -127,7 +127,9 @@ def _weight_files(folder: Path, file_name: str) -> list[Path]:
     if index.is_file():
         try:
             names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError) as error:
+            if not all(isinstance(name, str) for name in names):
+                raise TypeError("a file name that is no text")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise WeightsError(
                 f"{index}: not a safetensors index ({error}); download it again"
             ) from error

@@ -297,3 +297,10 @@ def test_experts_sharded_over_two_meshes_get_the_experts_they_own(
         whole = expected(tensors)["experts.stack"]
         want = whole[expert : expert + 1] if shard == 0 else whole[:0]
         assert torch.equal(local_part(experts.stack), want)
+
+
+@pytest.mark.parametrize("index", [[], {"weight_map": {"a": 5}}, {"weight_map": {"a": ["b"]}}, {}])
+def test_an_index_of_another_form_is_named(index: object, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(WeightsError, match=r"index\.json: not a safetensors index"):
+        load_published_weights(Toy(), toy_map(), tmp_path)

@@ -64,9 +64,17 @@ class AdapterWriter:
 
 
 def _config_text(adapter: Adapter, request: SaveRequest) -> str:
-    base = None if request.source_folder is None else str(request.source_folder)
+    base = None if request.source_folder is None else _name_of(request.source_folder)
     config = {"base_model_name_or_path": base, **adapter.config}
     return json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+
+
+def _name_of(folder: Path) -> str:
+    """Where another machine finds the base model: the hub's name of a folder in its cache, else the path."""
+    repository = folder.parent.parent.name
+    if folder.parent.name != "snapshots" or not repository.startswith("models--"):
+        return str(folder)
+    return repository.removeprefix("models--").replace("--", "/", 1)
 
 
 def _gather(tensor: Tensor) -> Tensor:

@@ -176,6 +176,19 @@ def test_a_run_starts_from_an_adapter_of_the_same_scale_only(tmp_path: Path) -> 
         built_model(change=lora(load_adapter=str(tmp_path / "nothing")))
 
 
+def test_an_adapter_names_its_base_model_as_other_machines_find_it(tmp_path: Path) -> None:
+    adapted = built_model(change=lora(rank=4))
+    for folder, name in (
+        (tmp_path / "models--Qwen--Qwen3-8B" / "snapshots" / "0a1b", "Qwen/Qwen3-8B"),
+        (tmp_path / "models--gpt2" / "snapshots" / "0a1b", "gpt2"),
+        (tmp_path / "models" / "mine", str(tmp_path / "models" / "mine")),
+    ):
+        folder.mkdir(parents=True)
+        written = save_adapter(adapted, tmp_path, folder)
+        config = json.loads((written / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == name
+
+
 @pytest.mark.parametrize(
     "name, value", [("alpha_pattern", {"q_proj": 4}), ("use_dora", True), ("bias", "all")]
 )
