@@ -35,7 +35,14 @@ if TYPE_CHECKING:
     from pegboard.registry import Registry
     from pegboard.run_config import RunConfig
 
-__all__ = ["check_parallel", "check_rules", "check_saver_folders", "dataset_lists", "fill_in"]
+__all__ = [
+    "check_run_folder",
+    "check_parallel",
+    "check_rules",
+    "check_saver_folders",
+    "dataset_lists",
+    "fill_in",
+]
 
 DEFAULT_COLLATOR = "SFTLLMCollator"
 DEFAULT_PACK_MAX_LENGTH = 4096
@@ -98,6 +105,19 @@ def check_saver_folders(run: RunConfig) -> Iterator[Problem]:
                 f"{name!r} would be replaced, {taken[name]}; name another folder",
             )
         taken.setdefault(name, f"savers[{index}] writes there")
+
+
+def check_run_folder(run: RunConfig) -> Iterator[Problem]:
+    """Weights that lie in the folder of this very run, which is moved aside before they are read."""
+    if run.load_from is None or run.run_name is None:
+        return
+    run_dir = (Path(run.work_dir) / run.run_name).resolve()
+    if Path(run.load_from).resolve().is_relative_to(run_dir):
+        yield Problem(
+            ("load_from",),
+            f"{run.load_from!r} lies in this run's own folder, which is moved aside when the run starts; "
+            "give the run another run_name",
+        )
 
 
 def dataset_lists(

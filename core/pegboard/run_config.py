@@ -42,6 +42,7 @@ from pegboard.config_rules import (
     DEFAULT_PACK_MAX_LENGTH,
     check_parallel,
     check_rules,
+    check_run_folder,
     check_saver_folders,
     dataset_lists,
     fill_in,
@@ -340,6 +341,7 @@ def validate_run_config(source: ConfigSource, registry: Registry) -> LoadedConfi
     if checked is None:
         checked = what_is_valid(RunConfig, data, failed, {"registry": registry})
     checks: list[Callable[[], Iterable[Problem]]] = [
+        partial(check_run_folder, checked),
         partial(check_parallel, checked),
         partial(check_saver_folders, checked),
     ]

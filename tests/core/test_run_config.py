@@ -514,6 +514,18 @@ def test_parts_are_checked_beside_a_part_that_the_run_cannot_be_without(load: Lo
     ]
 
 
+def test_weights_in_the_folder_that_the_run_moves_aside_are_refused(
+    load: Loader, tmp_path: Path
+) -> None:
+    export = tmp_path / "work" / "chat" / "export"
+    export.mkdir(parents=True)
+    (export / "config.json").write_text("{}")
+    config = minimal() | {"work_dir": str(tmp_path / "work"), "load_from": str(export)}
+    (line,) = [one for one in load.problems(config | {"run_name": "chat"}) if "moved aside" in one]
+    assert f"load_from: '{export}' lies in this run's own folder" in line
+    assert not any("moved aside" in one for one in load.problems(config | {"run_name": "two"}))
+
+
 def test_no_saver_may_take_the_place_of_another_or_of_the_run(load: Loader) -> None:
     def saver(folder: str) -> dict[str, Any]:
         return {"class_name": "HFSaver", "folder_name": folder}
