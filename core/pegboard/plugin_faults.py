@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import traceback
 from pathlib import Path
 
@@ -19,7 +20,11 @@ from pegboard.registry import HOOKS, nearest
 
 __all__ = ["check_hooks", "describe_fault", "signature_fault"]
 
-_OUR_FRAMES = (str(Path(__file__).parent), str(Path(pluggy.__file__).parent), "<frozen ")
+# Up to the separator: beside `pegboard` lies `pegboard_rivers`, whose frames are the plugin's own.
+_OUR_FRAMES = (
+    *(os.path.join(Path(f).parent, "") for f in (__file__, importlib.__file__, pluggy.__file__)),
+    "<frozen ",
+)
 
 
 def check_hooks(plugin: object, manager: pluggy.PluginManager) -> None:
@@ -59,7 +64,6 @@ def describe_fault(error: BaseException) -> str:
         frame
         for frame in traceback.extract_tb(error.__traceback__)
         if not frame.filename.startswith(_OUR_FRAMES)
-        and not frame.filename.startswith(str(Path(importlib.__file__).parent))
     ]
     place = f"{frames[-1].filename}:{frames[-1].lineno}: " if frames else ""
     if isinstance(error, SyntaxError) and error.filename:

@@ -18,6 +18,7 @@ import pytest
 
 from pegboard import hookspecs, plugin_guard
 from pegboard.cli import main
+from pegboard.plugin_faults import describe_fault
 from pegboard.plugin_manager import LoadedPlugins, load_plugins
 
 Install = Callable[..., Path]
@@ -75,6 +76,20 @@ def test_no_broken_package_stops_check_and_each_is_named_with_place_and_remedy(
 
     assert main(["check", QUICKSTART, "--block", "peg-hostile"]) == 0
     assert "peg-hostile" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("neighbour", ["pegboard_rivers", "pluggy_rivers", "importlib_rivers"])
+def test_a_package_whose_name_begins_with_ours_is_named_with_its_line(neighbour: str) -> None:
+    """An installed `pegboard_rivers` lies beside `pegboard`: one path begins with the other."""
+    beside = sys.modules[neighbour.removesuffix("_rivers")].__file__
+    assert beside is not None
+    file = str(Path(beside).parent.with_name(neighbour) / "__init__.py")
+    try:
+        exec(compile("\nimport no_such_module_x\n", file, "exec"))
+    except ModuleNotFoundError as error:
+        assert describe_fault(error).startswith(f"{file}:2: ModuleNotFoundError: ")
+    else:
+        pytest.fail("no_such_module_x is there")
 
 
 def test_what_a_plugin_prints_spoils_no_output_and_is_told(
