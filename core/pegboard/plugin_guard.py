@@ -7,6 +7,7 @@ Python code with the rights of whoever starts the run.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import signal
@@ -47,6 +48,7 @@ def guarded(source: PluginSource) -> Iterator[list[str]]:
             finally:
                 if sys.stdout is not output:
                     notes.append("it replaces sys.stdout (undone)")
+                    _keep_until_exit(sys.stdout)
     finally:
         timer.cancel()
         if output.first_line:
@@ -85,6 +87,10 @@ class _Diverted:
 
     def close(self) -> None:
         """The stream is not the plugin's to close."""
+
+    def detach(self) -> Any:
+        """Nor to take apart: what it wraps anew goes on to serve both."""
+        return self._stream.buffer
 
     @property
     def first_line(self) -> str:
@@ -142,6 +148,16 @@ class _Snapshot:
             if one not in self._filters
             for _, message, category, module, _ in [one]
         )
+
+
+def _keep_until_exit(replaced: object) -> None:
+    """A `TextIOWrapper(sys.stdout.buffer)` that nobody holds any more closes our own stream's buffer."""
+    atexit.register(lambda kept: None, replaced)
+
+
+def _restore_stderr(stream: Any) -> None:
+    _keep_until_exit(sys.stderr)
+    sys.stderr = stream
 
 
 def _current_folder() -> str | None:
@@ -206,7 +222,7 @@ _WATCHED: tuple[tuple[str, Callable[[], Any], Callable[[Any], object]], ...] = (
     ("the current folder", _current_folder, os.chdir),
     ("the root logger", _logging_state, _restore_logging),
     ("the handlers of SIGINT or SIGTERM", _signal_handlers, _restore_signals),
-    ("sys.stderr", lambda: sys.stderr, lambda old: setattr(sys, "stderr", old)),
+    ("sys.stderr", lambda: sys.stderr, _restore_stderr),
     ("sys.excepthook", lambda: sys.excepthook, lambda old: setattr(sys, "excepthook", old)),
     ("the state of random", _random_state, _restore_random),
     ("torch's default dtype, gradient mode or precision", _torch_modes, _restore_torch),

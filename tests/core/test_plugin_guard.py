@@ -208,10 +208,21 @@ def test_what_cannot_be_undone_is_told_and_stops_nothing(
     assert "it changes the current folder, which can't be undone: " in line
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "sys.stdout.close()",
+        # For UTF-8 on any terminal, as many scripts do: the wrapper dies with its replacement.
+        "sys.stdout = io.TextIOWrapper(sys.stdout.buffer, encoding='utf-8')",
+        "sys.stdout = io.TextIOWrapper(sys.stdout.detach(), encoding='utf-8')",
+        "sys.stdout = codecs.getwriter('utf-8')(sys.stdout.detach())",
+        "sys.stderr = io.TextIOWrapper(sys.stderr.buffer, encoding='utf-8')",
+    ],
+)
 def test_a_plugin_that_closes_stdout_closes_nothing(
-    install: Install, capsys: pytest.CaptureFixture[str]
+    code: str, install: Install, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    install("peg-closer", "import sys; sys.stdout.close()" + SOUND)
+    install("peg-closer", "import codecs, io, sys; " + code + SOUND)
     assert main(["check", QUICKSTART]) == 0
     assert capsys.readouterr().out.startswith("ok: ")
 
