@@ -185,7 +185,7 @@ def check_command(cls: type[Any]) -> None:
         raise PluginError(f"{who} has no docstring; its first line is what --help prints")
     if cls.run is Command.run:
         raise PluginError(f"{who} has no run(); define it as Command does")
-    parser = argparse.ArgumentParser(add_help=False)
+    parser = argparse.ArgumentParser(prog=cls.name)  # with -h, as the command line makes it
     add_plugin_arguments(parser)
     try:
         cls().add_arguments(parser)

@@ -72,6 +72,15 @@ def test_a_command_is_listed_by_plugins_and_in_the_help_and_gone_without_its_plu
     assert "invalid choice: 'count-to'" in capsys.readouterr().err
 
 
+def test_a_command_whose_arguments_clash_with_help_stops_no_other(
+    counting: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counting.write_text(COUNTING.replace('"number"', '"-h", "--height"'))
+    assert main(["--help", "--no-third-party", "--plugin", str(counting)]) == 0
+    out = capsys.readouterr().out
+    assert "preview" in out and "count-to" not in out
+
+
 def test_a_command_that_two_plugins_offer_is_an_error_only_when_it_is_used(
     counting: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -102,6 +111,10 @@ def _clash(self: Command, parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plugin")
 
 
+def _clash_with_help(self: Command, parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-h", "--height")
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -111,6 +124,7 @@ def _clash(self: Command, parser: argparse.ArgumentParser) -> None:
         ({"__doc__": None}, "has no docstring"),
         ({"run": Command.run}, "has no run"),
         ({"add_arguments": _clash}, "conflicting option string"),
+        ({"add_arguments": _clash_with_help}, "-h/--height: conflicting option string: -h"),
     ],
 )
 def test_an_unsound_command_is_refused_with_what_to_write(
