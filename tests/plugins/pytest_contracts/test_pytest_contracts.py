@@ -158,3 +158,22 @@ def test_a_pytest_without_contracts_imports_neither_pegboard_nor_torch(
     done = _pytest(site, tests)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "contracts of parts" not in done.stdout
+
+
+def test_contract_tests_of_another_project_are_its_own(site: Path, tmp_path: Path) -> None:
+    """Pegboard is only installed there: neither the mark's arguments nor `check` are what ours are."""
+    tests = tmp_path / "tests"
+    tests.mkdir()
+    (tests / "test_pact.py").write_text(
+        "import enum\nimport pytest\n\n"
+        "Broker = enum.Enum('Broker', ['LOCAL'])\n\n"
+        "@pytest.mark.contract\n"
+        "@pytest.mark.parametrize('check', ['status', Broker.LOCAL])\n"
+        "def test_pact(check):\n    pass\n\n"
+        "@pytest.mark.contract('provider', 'consumer')\n"
+        "@pytest.mark.parametrize('check', ['status', Broker.LOCAL])\n"
+        "def test_pair(check):\n    pass\n"
+    )
+    done = _pytest(site, tests)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "4 passed" in done.stdout and "contracts of parts" not in done.stdout
