@@ -361,14 +361,15 @@ def _check_config(who: str, cls: type[Component]) -> None:
         if owner is not Component and "Config" in vars(owner)
     ):
         raise PluginError(f"{who} has a Config and a config_schema; keep one of them")
+    taken = {*_TAKEN_FIELDS, *TAKEN_OUT.get(cls.kind, ())}
     if issubclass(config, SchemaConfig):
         try:
-            check_schema_form(config.json_schema, {*_TAKEN_FIELDS, *TAKEN_OUT.get(cls.kind, ())})
+            check_schema_form(config.json_schema, taken)
         except PluginError as error:
             raise PluginError(f"{who}: {error}") from None
         return
     for name, field in config.model_fields.items():
-        if name in _TAKEN_FIELDS:
+        if name in taken:
             raise PluginError(
                 f"{who}: Config field '{name}' is read by the core; give it another name"
             )

@@ -208,6 +208,18 @@ class _TakenField(PlainLoss):
     config: Config
 
 
+class _TakenOption(DatasetComponent):
+    """A dataset."""
+
+    class Config(ComponentConfig):
+        name: str = Field("x", description="Never set: the core takes it out of a dataset's keys.")
+
+    config: Config
+
+    def build(self, name: str) -> Any:
+        return None
+
+
 class _Undeclared(PlainLoss):
     """A loss."""
 
@@ -234,6 +246,7 @@ class _Stranger:
         ("loss", _ConfigOfNothing, "Config is not a ComponentConfig"),
         ("loss", _Undescribed, "Config field 'gamma' has no description"),
         ("loss", _TakenField, "Config field 'class_name' is read by the core"),
+        ("dataset", _TakenOption, "Config field 'name' is read by the core"),
         ("loss", _Undeclared, "does not declare its config; write the line `config: Config`"),
         ("dataset", _DeclaredByItsParentOnly, "does not declare its config"),
         ("loss", _Stranger, r"is not a LossComponent; write class _Stranger\(LossComponent\)"),

@@ -28,6 +28,13 @@ def _is_a_part_of_its_kind(case: Case) -> None:
     assert build is not getattr(base, "build", None), f"{cls.__name__} has no build of its own"
 
 
+def _registers(case: Case) -> None:
+    try:
+        check_component(case.component.kind, case.component)
+    except PluginError as error:
+        raise AssertionError(f"it can't be registered: {error}") from error
+
+
 def _says_what_it_is(case: Case) -> None:
     text = (case.component.__doc__ or "").strip()
     assert text, "the class has no docstring; its first line is what `pegboard plugins` prints"
@@ -98,6 +105,7 @@ def _mutable_class_state_is_not_shared(case: Case) -> None:
 
 CHECKS = (
     Check("is_a_part_of_its_kind", _is_a_part_of_its_kind),
+    Check("registers", _registers),
     Check("says_what_it_is", _says_what_it_is),
     Check("describes_every_field", _describes_every_field),
     Check("config_schema_is_sound", _its_config_schema_is_sound),

@@ -171,6 +171,13 @@ class UndescribedAnything(Anything):
         power: float = 1.0
 
 
+class UndeclaredAnything(Anything):
+    """A schedule that does not say that its config is its own."""
+
+    class Config(pegboard.ComponentConfig):
+        power: float = Field(default=1.0, description="A power.")
+
+
 class SilentAnything(Anything):
     __doc__ = None
 
@@ -181,6 +188,8 @@ class LooseAnything(Anything):
     class Config(pegboard.ComponentConfig):
         model_config = {"extra": "ignore"}
         power: float = Field(default=1.0, description="A power.")
+
+    config: Any
 
 
 class ObliviousAnything(Anything):
@@ -223,6 +232,8 @@ class RandomAnything(Anything):
         def _say(self, power: float) -> float:
             return power + random.random()
 
+    config: Any
+
 
 WORDS = {"arguments": [__file__], "refused": ["no/such/file.txt"]}
 SOUND = {"command": Sound(Count, {}, WORDS), "callback": Sound(callback(Told))}
@@ -234,6 +245,10 @@ def _command(fault: str, check: str, cls: type[Count]) -> Broken:
 
 def _callback(fault: str, check: str, told: Callable[[], Any], *also: str) -> Broken:
     return Broken(fault, check, callback(told), also=frozenset(also))
+
+
+def _unregistered(fault: str, check: str, cls: type[Anything]) -> Broken:
+    return Broken(fault, check, cls, also=frozenset({"registers"}))
 
 
 BROKEN = [
@@ -258,9 +273,12 @@ BROKEN = [
     _callback("asks for a stop with a flag", "asks_for_a_stop_in_words", Flagging),
     _callback("clears the numbers that others are told", "leaves_the_facts_alone", Meddling),
     _callback("can't take NaN", "takes_numbers_that_are_not_finite", Whole),
-    Broken("has another kind than its base", "is_a_part_of_its_kind", BaselessAnything),
-    Broken("has a field without a description", "describes_every_field", UndescribedAnything),
-    Broken("has no docstring", "says_what_it_is", SilentAnything),
+    _unregistered("has another kind than its base", "is_a_part_of_its_kind", BaselessAnything),
+    _unregistered(
+        "has a field without a description", "describes_every_field", UndescribedAnything
+    ),
+    _unregistered("has no docstring", "says_what_it_is", SilentAnything),
+    Broken("leaves out the line `config: Config`", "registers", UndeclaredAnything),
     Broken("takes any key", "config_is_strict_and_frozen", LooseAnything),
     Broken("forgets the config it was given", "init_keeps_the_config", ObliviousAnything),
     Broken("shares a list between its instances", "mutable_state_is_not_shared", SharingAnything),
@@ -269,7 +287,12 @@ BROKEN = [
         "config_schema_is_sound",
         OpenSchemaAnything,
         also=frozenset(
-            {"config_survives_json", "init_keeps_the_config", "mutable_state_is_not_shared"}
+            {
+                "config_survives_json",
+                "init_keeps_the_config",
+                "mutable_state_is_not_shared",
+                "registers",
+            }
         ),
     ),
     Broken("says another config each time", "config_survives_json", RandomAnything),
