@@ -51,6 +51,7 @@ from pegboard.parallel import (
 )
 from pegboard.plugin_identity import MadeBy, check_made_by, identify_plugins
 from pegboard.preparation import cache_folder, prepare_sources
+from pegboard.rank_agreement import check_same_data
 from pegboard.reporting import (
     SourceSums,
     StepResult,
@@ -112,6 +113,7 @@ def train(
     )
 
     ranks = join_ranks(device, parallel.replicate_size, parallel.expert_parallel_size)
+    check_same_data([*sources, *eval_sources])
     torch.manual_seed(run.seed + ranks.rank)  # dropout and the like must differ by rank
     run_dir = choose_run_dir(run.work_dir, run.run_name, resume=resume)
     start_logging(run_dir, ranks.rank)
