@@ -378,7 +378,8 @@ class StepState(Protocol):
 
     def wants_first_pass(self, num_micro_batches: int) -> bool:
         """Called at the start of a step: whether all micro-batches are to pass forward once
-        without gradients (and without targets) before the step."""
+        without gradients (and without targets) before the step. What a step that was skipped has
+        left is to be dropped here."""
         ...
 
     def end_first_pass(self, sum_over_ranks: Callable[[Tensor], None]) -> None:
@@ -386,7 +387,8 @@ class StepState(Protocol):
         ...
 
     def end_step(self, sum_over_ranks: Callable[[Tensor], None]) -> None:
-        """All micro-batches have passed forward and backward. No host sync."""
+        """All micro-batches have passed forward and backward, and the optimizer has made its step. Not
+        called where it was skipped, because loss or gradients were not finite. No host sync."""
         ...
 
     def report(self) -> StepReport:

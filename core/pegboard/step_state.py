@@ -52,7 +52,7 @@ class StepStates:
             state.end_first_pass(self._sum)
 
     def end_step(self) -> None:
-        """Collective."""
+        """The optimizer has made its step; not for one that is skipped. Collective."""
         for state in self.states:
             state.end_step(self._sum)
 

@@ -320,7 +320,6 @@ class Trainer:
             ):  # else, on every rank: no part that trains had anything to see
                 output.loss.backward()
             sums.add(on_device, output)
-        self.step_states.end_step()
         norm = gradient_norm(self.parameters, self.ranks)
         loss_value, source_losses, metrics = sums.reduce(self.source_names, self.ranks)
         norm_value = float(norm)
@@ -333,6 +332,7 @@ class Trainer:
             if self.run.max_grad_norm is not None:
                 clip_gradients(self.parameters, norm, self.run.max_grad_norm)
             self.optimizer.step()
+            self.step_states.end_step()  # a skipped step moves nothing
         self.optimizer.zero_grad(set_to_none=True)
         return StepResult(loss_value, norm_value, applied, counts, source_losses, metrics)
 

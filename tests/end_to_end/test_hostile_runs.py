@@ -6,15 +6,18 @@ import errno
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from launching import read_metrics, write_chats
+from torch import Tensor
 
 from pegboard import trainer
 from pegboard.cli import main
+from pegboard.contracts import Batch
+from pegboard.parallel import gradient_norm
 from pegboard_plugins.savers import hf_export
 
 MakeConfig = Callable[..., Path]
@@ -167,6 +170,32 @@ def test_a_run_that_is_never_finite_stops(
     # A skipped step is logged with its own learning rate.
     metrics = read_metrics(tmp_path / "a" / "run")
     assert len({m["lr"] for m in metrics}) == len(metrics)
+
+
+def test_a_step_that_is_not_finite_moves_no_load_of_experts(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads, applied = [], []
+    step = trainer.Trainer.train_step
+
+    def watched(self: trainer.Trainer, batches: Sequence[Batch]) -> trainer.StepResult:
+        result = step(self, batches)
+        applied.append(result.applied)
+        loads.append(self.model.module.get_buffer("balance.load_LE").tolist())
+        return result
+
+    def broken_once(*arguments: Any) -> Tensor:
+        return gradient_norm(*arguments) * (float("nan") if len(loads) == 1 else 1.0)
+
+    monkeypatch.setattr(trainer.Trainer, "train_step", watched)
+    monkeypatch.setattr(trainer, "gradient_norm", broken_once)
+    sparse = {"moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2}
+    model = {"class_name": "Qwen3MoE", "intermediate_size": 32, **sparse}
+    config = make_config(epoch_num=None, total_steps=3, global_batch_size=2, model=model)
+    assert main(["train", str(config), "--no-third-party"]) == 0
+    assert applied == [True, False, True]
+    assert loads[0] == loads[1] != loads[2]
+    assert [sum(layer) for layer in loads[2]] == pytest.approx([1.0, 1.0])
 
 
 def test_a_run_goes_on_over_several_epochs(make_config: MakeConfig, tmp_path: Path) -> None:

@@ -173,6 +173,7 @@ class ExpertBalance(nn.Module):
 
     def wants_first_pass(self, num_micro_batches: int) -> bool:
         """In `two_pass` with more than one micro-batch."""
+        self.sums_LX.zero_()  # of a step that was skipped
         self._one_micro_batch = num_micro_batches == 1
         self._first_pass_load_LE = None
         two_pass = self.mode == "two_pass" and self.balancing_coef > 0

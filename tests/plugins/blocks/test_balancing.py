@@ -247,6 +247,13 @@ def test_the_bias_of_routers_follows_the_load_of_the_step() -> None:
     assert all(name in ("load_LE", "sums_LX") for name, _ in balance.named_buffers())
 
 
+def test_a_step_that_was_skipped_counts_nothing_in_the_next() -> None:
+    balance = counted([[80, 0, 0, 0]])
+    balance.sums_LX[:, 4:] = float("nan")
+    balance.wants_first_pass(1)
+    assert not balance.sums_LX.any()
+
+
 def test_sums_over_ranks_are_what_the_next_step_uses() -> None:
     layers = Layers("lagged", balancing=1.0, z=0.0)
 
