@@ -242,12 +242,17 @@ def _shard_one(
     fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
 
 
-def reduce_once_per_step(policy: str, module: nn.Module, device: torch.device) -> bool:
-    """Whether gradients are reduced once a step (held whole until then) or with each micro-batch."""
+def reduce_once_per_step(policy: str, module: nn.Module, ranks: Ranks) -> bool:
+    """Whether gradients are reduced once a step (held whole until then) or with each micro-batch.
+
+    The same on every rank, or they would wait for each other: `auto` goes by the smallest device.
+    Collective.
+    """
     if policy != "auto":
         return policy == "per_step"
     elements = sum(_gathered_elements(p) for p in module.parameters() if p.requires_grad)
-    return 4 * elements < 0.10 * device_memory_bytes(device)
+    fits = 4 * elements < 0.10 * device_memory_bytes(ranks.device)
+    return sum_over_ranks({"fits": float(fits)}, ranks)["fits"] == ranks.world_size
 
 
 def _gathered_elements(parameter: nn.Parameter) -> int:

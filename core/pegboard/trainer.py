@@ -192,7 +192,7 @@ class Trainer:
         self.savers: list[Saver] = [check_built(saver, saver.build()) for saver in run.savers]
         self.parameters = [p for _, p in trainable_parameters(self.model.module)]
         self.once_per_step = reduce_once_per_step(
-            run.parallel.gradient_reduction, self.model.module, ranks.device
+            run.parallel.gradient_reduction, self.model.module, ranks
         )
         self.step, self.cursor = 0, Cursor()
         self.resumed_from: Path | None = None

@@ -9,8 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pegboard import parallel
 from pegboard.contracts import BuiltModel
-from pegboard.parallel import Ranks, apply_activation_checkpointing, clip_gradients, gradient_norm
+from pegboard.parallel import (
+    Ranks,
+    apply_activation_checkpointing,
+    clip_gradients,
+    gradient_norm,
+    reduce_once_per_step,
+)
 from pegboard.weight_map import WeightMap
 
 ALONE = Ranks(0, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
@@ -44,6 +51,27 @@ def test_one_gradient_that_is_no_number_makes_the_norm_none() -> None:
     assert parameters[0].grad is not None
     parameters[0].grad[1, 1] = float("inf")
     assert not torch.isfinite(gradient_norm(parameters, ALONE))
+
+
+@pytest.mark.parametrize(("mine", "all_fit"), [(True, True), (True, False), (False, False)])
+def test_ranks_agree_on_when_gradients_are_reduced(
+    mine: bool, all_fit: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_of_two = Ranks(0, 2, torch.device("cpu"), None)  # type: ignore[arg-type]
+    told: list[float] = []
+
+    def with_the_other(values: Mapping[str, float], ranks: Ranks) -> dict[str, float]:
+        told.extend(values.values())
+        return {name: value + all_fit for name, value in values.items()}
+
+    monkeypatch.setattr(parallel, "sum_over_ranks", with_the_other)
+    monkeypatch.setattr(parallel, "device_memory_bytes", lambda _: 10**6 if mine else 100)
+    layer = nn.Linear(10, 10)
+    assert reduce_once_per_step("auto", layer, one_of_two) is all_fit
+    assert told == [float(mine)]
+    assert reduce_once_per_step("per_step", layer, one_of_two)
+    assert not reduce_once_per_step("per_micro_batch", layer, one_of_two)
+    assert len(told) == 1
 
 
 class Layer(nn.Linear):
