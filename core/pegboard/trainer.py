@@ -67,6 +67,7 @@ from pegboard.run_folder import (
     start_logging,
     write_json,
 )
+from pegboard.sampling import derive_seed
 from pegboard.savers import Saver, SaveRequest
 from pegboard.step_state import StepStates
 from pegboard.train_state import load_train_state, newest_checkpoint, read_train_state
@@ -114,7 +115,8 @@ def train(
 
     ranks = join_ranks(device, parallel.replicate_size, parallel.expert_parallel_size)
     check_same_data([*sources, *eval_sources])
-    torch.manual_seed(run.seed + ranks.rank)  # dropout and the like must differ by rank
+    # Dropout and the like must differ by rank, and from the ranks of the run with the next seed.
+    torch.manual_seed(derive_seed("rank", run.seed, ranks.rank))
     run_dir = choose_run_dir(run.work_dir, run.run_name, resume=resume)
     start_logging(run_dir, ranks.rank)
     if ranks.rank == 0:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from launching import read_metrics, write_chats
 from torch import Tensor
 
@@ -196,6 +197,15 @@ def test_a_step_that_is_not_finite_moves_no_load_of_experts(
     assert applied == [True, False, True]
     assert loads[0] == loads[1] != loads[2]
     assert [sum(layer) for layer in loads[2]] == pytest.approx([1.0, 1.0])
+
+
+def test_the_next_seed_is_not_the_stream_of_the_next_rank(make_config: MakeConfig) -> None:
+    seeds = []
+    for seed in (7, 8):
+        config = make_config(epoch_num=None, total_steps=1, seed=seed, savers=[])
+        assert main(["train", str(config), "--no-third-party"]) == 0
+        seeds.append(torch.initial_seed())
+    assert abs(seeds[0] - seeds[1]) > 2**32
 
 
 def test_a_run_goes_on_over_several_epochs(make_config: MakeConfig, tmp_path: Path) -> None:
