@@ -271,7 +271,10 @@ class EpochPlanner:
                 if time.time() - older.stat().st_mtime > _STALE_S:
                     shutil.rmtree(older, ignore_errors=True)
             write_plan(draft, plan)
-            shutil.rmtree(place, ignore_errors=True)  # a damaged one; a whole one would be open
+            # Another machine's, made meanwhile, stays: its ranks have it mapped, and a file system
+            # over the network may take a removed file from under them.
+            if read_plan(place, self.pack_max_length) is None:
+                shutil.rmtree(place, ignore_errors=True)  # a damaged one
             os.rename(draft, place)
         except OSError:
             shutil.rmtree(draft, ignore_errors=True)

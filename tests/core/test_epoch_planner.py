@@ -16,7 +16,7 @@ import pytest
 from pegboard import DataError, Example, PackPlan, PluginError, SampleKey
 from pegboard import epoch_planner as module
 from pegboard.data_loading import DataSource, RunData
-from pegboard.epoch_plan import EpochPlan
+from pegboard.epoch_plan import EpochPlan, write_plan
 from pegboard.epoch_planner import EpochPlanner, PlanningStopped
 from pegboard.token_store import TokenStore, build_store
 from pegboard_plugins.collators.component import SFTLLMCollator
@@ -217,6 +217,25 @@ def test_a_damaged_plan_is_made_again(stores: list[TokenStore], tmp_path: Path, 
     path.unlink()
     assert content(planner(stores, folder=tmp_path / "plans").plan(0)) == expected
     assert path.exists()
+
+
+def test_a_plan_that_another_machine_publishes_meanwhile_is_left_in_place(
+    stores: list[TokenStore], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, others = tmp_path / "plans", list[EpochPlan]()
+
+    def write_late(draft: Path, plan: EpochPlan) -> None:
+        monkeypatch.setattr(module, "write_plan", write_plan)
+        others.append(planner(stores, folder=folder).plan(0))
+        write_plan(draft, plan)
+
+    monkeypatch.setattr(module, "write_plan", write_late)
+    plan = planner(stores, folder=folder).plan(0)
+    assert content(plan) == content(others[0])
+    (path,) = folder.rglob("samples.npy")
+    maps = Path("/proc/self/maps").read_text(encoding="utf-8")
+    assert str(path) in maps
+    assert f"{path} (deleted)" not in maps, "ranks of the other machine have it mapped"
 
 
 def test_a_rank_that_does_not_plan_waits_for_the_one_that_does(
