@@ -9,7 +9,6 @@ what is not an expert is sharded over all of them.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -28,6 +27,7 @@ from pegboard.contracts import BuiltModel
 from pegboard.device import communication_backend, device_memory_bytes
 from pegboard.errors import ConfigError, PluginError
 from pegboard.expert_dispatch import AllToAllDispatcher, journeys_kept
+from pegboard.gloo_threads import let_gloo_finish
 from pegboard.initialization import plain_name
 
 __all__ = [
@@ -116,13 +116,7 @@ def leave_ranks() -> None:
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
-        # NOTE: gloo's threads outlive the group, as torch's caches keep its mesh. One that has finished a
-        # collective but not let go of its tensors needs the GIL for that, and where the interpreter ends
-        # meanwhile, the process aborts ("terminate called without an active exception"). Nothing tells when
-        # they are done, so they get 20 turns. Goes with Python < 3.14 (gh-87135) or a torch that
-        # has https://github.com/pytorch/pytorch/issues/190489 fixed.
-        for _ in range(20):
-            time.sleep(0.005)
+        let_gloo_finish()
 
 
 def apply_activation_checkpointing(
