@@ -10,7 +10,7 @@ from launching import torchrun
 
 # The group outlives `leave_ranks`, as it does behind the caches of DTensor. Its threads share one
 # processor with the main thread and get almost none of it, as on a machine with much to do.
-SCRIPT = """
+SCRIPT = r"""
 import os
 import sys
 import torch
