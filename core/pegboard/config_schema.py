@@ -6,6 +6,7 @@ Draft 7, which editors know best. A config that extends another may leave out wh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -214,7 +215,8 @@ def _in_draft_7(schema: Any, place: str) -> Any:
 
 
 class _Generator(GenerateJsonSchema):
-    """Leaves out defaults that are parts' JSON or config objects: editors show them badly."""
+    """Leaves out defaults that are parts' JSON or config objects, which editors show badly, and those
+    that JSON can't write."""
 
     def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> JsonSchema:
         """What has no JSON Schema, such as a function, may be anything: its part stays listed."""
@@ -225,8 +227,11 @@ class _Generator(GenerateJsonSchema):
         result = super().default_schema(schema)
         default = result.get("default")
         items = default if isinstance(default, list) else [default]
-        if any(isinstance(item, dict | list) for item in items):
-            del result["default"]
+        given = schema.get("default")
+        numbers = given if isinstance(given, list | tuple) else [given]
+        endless = any(isinstance(one, float) and not math.isfinite(one) for one in numbers)
+        if endless or any(isinstance(item, dict | list) for item in items):
+            result.pop("default", None)
         return result
 
 

@@ -28,7 +28,7 @@ _OUR_FRAMES = (
 
 
 def check_hooks(plugin: object, manager: pluggy.PluginManager) -> None:
-    """That a registered plugin has hooks, and only ones that there are; PluginError otherwise."""
+    """That a registered plugin has hooks, only ones that there are and that run; PluginError otherwise."""
     callers = manager.get_hookcallers(plugin) or []
     if not callers:
         raise PluginError("it has no hooks; mark its register functions with @pegboard.hookimpl")
@@ -41,6 +41,21 @@ def check_hooks(plugin: object, manager: pluggy.PluginManager) -> None:
             hint = f" Did you mean '{near}'?" if near else f" Hooks: {', '.join(known)}."
             place = implementation_place(getattr(plugin, caller.name))
             raise PluginError(f"{place}: there is no hook '{caller.name}'.{hint}")
+        for one in own if caller.has_spec() else ():
+            # A wrapper is a generator by its nature.
+            if not (one.wrapper or one.hookwrapper) and _runs_later(one.function):
+                raise PluginError(
+                    f"{implementation_place(one.function)}: {caller.name} is a generator or an async "
+                    "function, of which a call runs nothing; write a plain function without yield"
+                )
+
+
+def _runs_later(function: object) -> bool:
+    return (
+        inspect.isgeneratorfunction(function)
+        or inspect.iscoroutinefunction(function)
+        or inspect.isasyncgenfunction(function)
+    )
 
 
 def signature_fault(plugin: object, error: pluggy.PluginValidationError) -> PluginError:
@@ -70,7 +85,9 @@ def describe_fault(error: BaseException) -> str:
         place = f"{error.filename}:{error.lineno}: "
     try:
         text = " ".join(str(error).split())
-    except Exception:  # noqa: BLE001 - a stranger's __str__
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001 - a stranger's __str__, which may raise SystemExit too
         text = "its message can't be shown"
     if isinstance(error, PegboardError):
         return f"{place}{text}"

@@ -7,6 +7,7 @@ is validated; what is not a list of strings allows none, and validation then say
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 __all__ = ["check_imported", "check_requires", "read_allowed", "read_allowed_of_words"]
 
 _EXAMPLE = "'pegboard-sqlite>=1'"
+
+_MAY_SAY = re.compile(r"""["'](plugins|extends)["']|\b(plugins|extends)\b[^\n]{0,3}[:=]""")
+"""What only a config that says something of plugins, or that rests on another, has in its text."""
+_ESCAPED = re.compile(r"\\u00([2-7][0-9a-fA-F])")
 
 
 def read_allowed(
@@ -51,7 +56,7 @@ def read_allowed_of_words(words: Iterable[str], overrides: Sequence[str]) -> tup
     """As `read_allowed`, of a command line whose command is not known yet.
 
     Every word that is a file `*.json` counts; if several say something, only what all of them allow
-    is allowed.
+    is allowed. What may be a config that says something, but can't be read, allows none.
     """
     allowed: tuple[str, ...] | None = None
     for word in words:
@@ -59,14 +64,24 @@ def read_allowed_of_words(words: Iterable[str], overrides: Sequence[str]) -> tup
             continue
         try:
             one = read_allowed(word, overrides)
-        except ConfigError:
-            continue  # not a config, or the command says what is wrong with it
+        except ConfigError:  # the command says what is wrong with it
+            one = () if _may_say_what_is_allowed(Path(word), overrides) else None
         if one is not None:
             plain = set(map(plain_name, one))
             allowed = (
                 one if allowed is None else tuple(n for n in allowed if plain_name(n) in plain)
             )
     return allowed
+
+
+def _may_say_what_is_allowed(path: Path, overrides: Sequence[str]) -> bool:
+    """Of a file that can't be read as a config, and is perhaps none: a file of records, say."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return True
+    text = _ESCAPED.sub(lambda match: chr(int(match[1], 16)), text)
+    return bool(_MAY_SAY.search(text)) or any(one.strip()[:7] == "plugins" for one in overrides)
 
 
 def check_imported(plugins: LoadedPlugins, allow: Sequence[str] | None, path: Path) -> None:
@@ -104,7 +119,6 @@ def check_requires(data: Mapping[str, Any], registry: Registry) -> Iterator[Prob
 def _unmet(text: str, registry: Registry) -> str | None:
     """What is wrong with one requirement; None if it is met."""
     from packaging.requirements import InvalidRequirement, Requirement
-    from packaging.version import InvalidVersion
 
     try:
         wanted = Requirement(text)
@@ -117,10 +131,12 @@ def _unmet(text: str, registry: Registry) -> str | None:
         return f"'{text}': write a name and versions only, such as {_EXAMPLE}"
     try:
         installed = metadata.version(wanted.name)
+        if not installed:  # whatever its type says: METADATA need not have one
+            raise ValueError("no version")
         fits = wanted.specifier.contains(installed, prereleases=True)
     except metadata.PackageNotFoundError:
         return f"'{text}' is not installed; {_how_to_get(wanted, registry)}"
-    except (InvalidVersion, TypeError):
+    except (KeyError, TypeError, ValueError):  # no METADATA, not a text, or a version that is none
         return (
             f"'{text}': the version of the installed {wanted.name} can't be read; install it anew"
         )

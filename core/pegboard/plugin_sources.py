@@ -14,8 +14,9 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 
 from pegboard.errors import PluginError
@@ -100,7 +101,7 @@ def distributions_with(group: str) -> Iterator[metadata.Distribution]:
         if not text or not re.search(rf"^\s*\[\s*{re.escape(group)}\s*\]", text, re.MULTILINE):
             continue
         name = name_and_version(distribution)[0]
-        if plain_name(name) in seen:
+        if name and plain_name(name) in seen:
             continue
         seen.add(plain_name(name))
         try:
@@ -168,16 +169,28 @@ def _entry_points(taken: set[str]) -> Iterator[PluginSource]:
             points = list(distribution.entry_points.select(group=ENTRY_POINT_GROUP))
         except (TypeError, ValueError) as error:
             reason = f"its entry_points.txt can't be read: {error}"
-            found.append(("?", "", owner or "?", version, lambda reason=reason: _refuse(reason)))  # type: ignore[misc]
+            found.append(("?", "", owner or "?", version, partial(_refuse, reason)))
             continue
         found += [(p.name, p.value, owner or p.name, version, p.load) for p in points]
     found.sort(key=lambda one: one[:3])
     counts = Counter(owner for _, _, owner, _, _ in found)
     for point, _, owner, version, load in found:
         name = owner if counts[owner] == 1 and owner not in taken else f"{owner}:{point}"
+        if name in taken:
+            reason = (
+                f"there is a plugin '{name}' before it; its entry points need names of their own"
+            )
+            name = _numbered(name, taken)
+            if point != "?":  # that one has a reason of its own
+                load = partial(_refuse, reason)
         yield PluginSource(
             name, f"distribution {owner}", version, load, f"Run without it: --block {name}"
         )
+
+
+def _numbered(name: str, taken: Collection[str]) -> str:
+    """A free name: `peg-pair:a#2`."""
+    return next(free for n in count(2) if (free := f"{name}#{n}") not in taken)
 
 
 def _refuse(reason: str) -> object:

@@ -122,6 +122,10 @@ BROKEN = {
         "class Mute(Exception):\n    def __str__(self): raise ValueError\nraise Mute",
         "peg_bad.py:3: Mute: its message can't be shown",
     ),
+    "exit_in_its_words": (
+        "class Mute(Exception):\n    def __str__(self): raise SystemExit(0)\nraise Mute",
+        "peg_bad.py:3: Mute: its message can't be shown",
+    ),
     "exit_in_hook": (
         SOUND.format(name="PegBad") + "    raise SystemExit\n",
         "peg_bad.py:12: SystemExit",
@@ -129,6 +133,14 @@ BROKEN = {
     "wrapper_that_never_yields": (
         SOUND.format(name="PegBad").replace("hookimpl", "hookimpl(wrapper=True)"),
         "generator function",
+    ),
+    "hook_that_yields": (
+        SOUND.format(name="PegBad").replace("    register(", "    yield register("),
+        "peg_bad.py:9: register_losses is a generator or an async function, of which a call runs",
+    ),
+    "hook_that_is_awaited": (
+        SOUND.format(name="PegBad").replace("def register_losses", "async def register_losses"),
+        "peg_bad.py:9: register_losses is a generator or an async function, of which a call runs",
     ),
     "junk": (
         SOUND.format(name="PegBad") + "    register(42)\n",
@@ -176,6 +188,14 @@ def test_a_hook_of_another_version_may_be_optional(tmp_path: Path) -> None:
     loaded = _load_files(file)
     assert _record(loaded, "peg_later").status == "loaded"
     assert loaded.warnings == ()
+
+
+def test_a_wrapper_of_a_hook_may_yield(tmp_path: Path) -> None:
+    text = SOUND.format(name="PegWrap").replace("hookimpl", "hookimpl(wrapper=True)")
+    file = _write(tmp_path, "peg_wrap", text + "    return (yield)\n")
+    loaded = _load_files(file)
+    assert _record(loaded, "peg_wrap").status == "loaded", loaded.warnings
+    assert "PegWrap" in loaded.registry.names("loss")
 
 
 def test_two_plugins_may_offer_one_name(tmp_path: Path) -> None:
@@ -271,6 +291,43 @@ def test_entry_points_load_after_built_ins_and_a_broken_distribution_is_named(
     assert "No module named 'no_such_module_x'. Run without it: --block peg-broken" in warning
     assert {"PegPairB", "PegSingle"} <= set(losses)
     assert "PegPairC" not in losses
+
+
+def test_an_entry_point_whose_name_stands_twice_is_refused_and_every_list_is_still_given(
+    tmp_path: Path,
+) -> None:
+    _distribution(tmp_path, "peg-pair", {"a": "peg_one", "a ": "peg_two"})
+    _write(tmp_path, "peg_one", SOUND.format(name="PegOne"))
+    _write(tmp_path, "peg_two", SOUND.format(name="PegTwo"))
+    code = (
+        "import json; from pegboard.plugin_manager import load_plugins\n"
+        "from pegboard.plugin_listing import list_hook\n"
+        "loaded = load_plugins(); list_hook(loaded, 'register_losses')\n"
+        "print(json.dumps([loaded.plugins, loaded.warnings, loaded.registry.names('loss')]))"
+    )
+    records, warnings, losses = json.loads(_python(code, tmp_path))
+    ours = [record for record in records if record[0].startswith("peg-")]
+    assert [(name, status) for name, _, _, status, *_ in ours] == [
+        ("peg-pair:a", "loaded"),
+        ("peg-pair:a#2", "broken"),
+    ]
+    [warning] = [line for line in warnings if "peg-pair:a#2" in line]
+    assert "there is a plugin 'peg-pair:a' before it; its entry points need names" in warning
+    assert "PegOne" in losses and "PegTwo" not in losses
+
+
+def test_each_distribution_whose_metadata_cannot_be_read_is_listed(tmp_path: Path) -> None:
+    for name, point in (("peg-one", "a"), ("peg-two", "a"), ("peg-three", "b")):
+        _distribution(tmp_path, name, {point: name.replace("-", "_")})
+        (tmp_path / f"{name.replace('-', '_')}-1.2.dist-info" / "METADATA").write_bytes(b"\xff")
+        _write(tmp_path, name.replace("-", "_"), SOUND.format(name=f"P{name[4:]}"))
+    code = (
+        "import json; from pegboard.plugin_manager import load_plugins\n"
+        "print(json.dumps(load_plugins().plugins))"
+    )
+    records = [record for record in json.loads(_python(code, tmp_path)) if record[1] != "built-in"]
+    ours = [(name, status) for name, _, _, status, *_ in records if name[0] in "ab"]
+    assert ours == [("a:a", "loaded"), ("a:a#2", "broken"), ("b", "loaded")]
 
 
 def test_without_third_parties_entry_points_are_not_even_looked_at(tmp_path: Path) -> None:

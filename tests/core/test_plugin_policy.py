@@ -133,6 +133,42 @@ def test_a_config_that_is_no_json_imports_no_third_party(
     assert "peg_one" not in sys.modules
 
 
+NO_CONFIGS = {
+    "a comma too many": b'{"plugins": {"allow": []},}',
+    "a base that is not there": b'{"extends": "gone.json"}',
+    "an escaped key": b'{"plug\\u0069ns": {"allow": []},}',
+    "no quotes": b"{plugins: {allow: []}}",
+    "an open quote": b'{"plugins: {"allow": []}}',
+    "not UTF-8": '{"plugins": {"allow": []}}'.encode("utf-16"),
+}
+
+
+@pytest.mark.parametrize("case", NO_CONFIGS)
+def test_a_plugins_command_imports_no_third_party_for_a_config_that_cannot_be_read(
+    case: str, install: Install, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("peg-one", SOUND)
+    config = tmp_path / "config.json"
+    config.write_bytes(NO_CONFIGS[case])
+    assert main(["preview", str(config)]) == 2
+    assert str(config) in capsys.readouterr().err
+    assert "peg_one" not in sys.modules
+
+
+def test_a_wrong_override_of_what_is_allowed_allows_none(install: Install, tmp_path: Path) -> None:
+    install("peg-one", SOUND)
+    config = tmp_path / "config.json"
+    config.write_text("{}")
+    assert main(["preview", str(config), "--set", "plugins.allow=["]) == 2
+    assert "peg_one" not in sys.modules
+
+
+def test_a_json_file_that_is_no_config_says_nothing_of_plugins(tmp_path: Path) -> None:
+    records = tmp_path / "records.json"
+    records.write_text('[{"text": "it extends what the plugins do, \\u00e9"}]')
+    assert read_allowed_of_words([str(records)], ()) is None
+
+
 UNMET = {
     "peg-none>=1": "'peg-none>=1' is not installed; install it if you trust who publishes that name",
     "pegboard-sqlite>=99": "'pegboard-sqlite>=99' is not installed; pip install ./docs/examples",
@@ -161,6 +197,23 @@ def test_a_requirement_that_is_not_met_is_an_error_with_its_line(
     [line] = [row for row in capsys.readouterr().err.splitlines() if "requires" in row]
     assert line.startswith(f"{config}:3:3: requires[1]: ")
     assert UNMET[requirement] in line
+
+
+@pytest.mark.parametrize("metadata", ["Name: peg-one\n", "Name: peg-one\nAuthor: J\xf6rg\n"])
+@pytest.mark.parametrize("requirement", ["peg-one", "peg-one>=1"])
+def test_an_installed_version_that_cannot_be_read_is_said(
+    requirement: str,
+    metadata: str,
+    install: Install,
+    site: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    install("peg-one", SOUND)
+    (site / "peg_one-1.2.dist-info" / "METADATA").write_text(metadata, encoding="latin-1")
+    assert main(["check", _config(tmp_path, requires=[requirement])]) == 2
+    said = f"'{requirement}': the version of the installed peg-one can't be read; install it anew"
+    assert said in capsys.readouterr().err
 
 
 def test_a_requirement_that_is_met_is_no_problem(install: Install, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import pickle
 import subprocess
@@ -15,7 +16,7 @@ from typing import Annotated, Any, ClassVar
 
 import jsonschema
 import pytest
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 import pegboard
 from pegboard import PluginError
@@ -330,6 +331,29 @@ def test_the_editors_schema_says_what_the_parts_own_does(tmp_path: Path) -> None
         json.dumps(schema["definitions"][f"dataset.{name}"]) for name in ("Rows", "Table")
     ):
         assert '"#/$defs' not in text
+
+
+def test_a_default_that_json_cannot_write_is_left_out() -> None:
+    class Limits(pegboard.DatasetComponent):
+        """Records between limits."""
+
+        class Config(pegboard.ComponentConfig):
+            most: float = Field(default=math.inf, allow_inf_nan=True, description="A limit.")
+            odd: float = Field(default=math.nan, allow_inf_nan=True, description="A number.")
+            span: tuple[float, float] = Field(default=(-math.inf, 0.5), description="Limits.")
+            least: float = Field(default=0.5, description="A limit.")
+
+        config: Config
+
+        def build(self, name: str) -> Any:
+            return None
+
+    schema = run_config_schema(registry_with(Limits))
+    json.dumps(schema, allow_nan=False)
+    fields = schema["definitions"]["dataset.Limits"]["properties"]
+    assert fields["most"]["type"] == fields["odd"]["type"] == "number"
+    names = ("most", "odd", "span", "least")
+    assert [name for name in names if "default" in fields[name]] == ["least"]
 
 
 def test_newer_words_become_those_that_editors_know(tmp_path: Path) -> None:

@@ -207,7 +207,8 @@ def _other_values(case: Case) -> Iterator[tuple[str, Any]]:
     fields = json.loads(case.make().config.model_dump_json())
     annotations = {n: f.annotation for n, f in type(case.make().config).model_fields.items()}
     for name, value in fields.items():
-        choices = get_args(annotations[name]) if get_origin(annotations[name]) is Literal else ()
+        annotation = annotations.get(name)  # None: of a config_schema
+        choices = get_args(annotation) if get_origin(annotation) is Literal else ()
         if name in given:
             yield name, given[name]
         elif choices:

@@ -45,8 +45,9 @@ class NewCommand(Command):
         Raises:
             ConfigError: the name, the kind or the folder won't do; nothing is then written.
         """
-        del plugins
+        from .names import check_part_name, names_for
         from .package import write_package
 
+        check_part_name(names_for(arguments.package, arguments.kind), plugins.registry)
         print(write_package(arguments.package, arguments.kind, arguments.folder))
         return 0

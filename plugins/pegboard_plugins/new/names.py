@@ -11,9 +11,9 @@ from typing import NamedTuple
 from pegboard.command import CORE_COMMANDS
 from pegboard.component import COMPONENT_KINDS
 from pegboard.errors import ConfigError
-from pegboard.registry import HOOKS, nearest
+from pegboard.registry import HOOKS, Registry, nearest
 
-__all__ = ["PackageNames", "names_for"]
+__all__ = ["PackageNames", "check_part_name", "names_for"]
 
 _DISTRIBUTION = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?", re.IGNORECASE)
 _COMMAND = "command"
@@ -76,6 +76,20 @@ def names_for(distribution: str, kind: str) -> PackageNames:
             "take another name"
         )
     return PackageNames(distribution, package, kind, part_class, part_word)
+
+
+def check_part_name(names: PackageNames, registry: Registry) -> None:
+    """That no plugin here offers a part of that name: neither could then be named alone.
+
+    Raises:
+        ConfigError: one does.
+    """
+    for entry in registry.entries():
+        if (entry.kind, entry.class_name) == (names.kind, names.part_name):
+            raise ConfigError(
+                f"NAME: '{names.distribution}' would call its {names.kind.replace('_', ' ')} "
+                f"'{names.part_name}', which plugin '{entry.plugin}' offers; take another name"
+            )
 
 
 def _check_free(where: str, package: str) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 from broken_parts import Broken, Sound
@@ -210,6 +211,31 @@ def tokenize_fn(cls: type[Words]) -> type[pegboard.TokenizeFnComponent]:
 
 def segments(record: Any, tokenizer: Any) -> list[list[tuple[str, bool]]]:
     return [[("Say: ", False), (record["text"] + tokenizer.decode(tokenizer.eos_token_ids), True)]]
+
+
+def schema_tokenize_fn(cls: type[Words]) -> type[pegboard.TokenizeFnComponent]:
+    """The same part, its config said by a JSON Schema."""
+
+    class SchemaText(pegboard.TokenizeFnComponent):
+        """A prompt, and a text with loss."""
+
+        config_schema: ClassVar[Any] = {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {
+                "max_length": {"type": "integer", "default": 64, "description": "Longest example."},
+                "prompt": {"type": "string", "default": "Say: ", "description": "Before the text."},
+            },
+        }
+        config: Any
+
+        def build(self, tokenizer: Any, model: Any) -> Any:
+            given = SimpleNamespace(
+                max_length=self.config["max_length"], prompt=self.config["prompt"]
+            )
+            return cls(given, tokenizer)
+
+    return SchemaText
 
 
 def texts() -> dict[str, Any]:

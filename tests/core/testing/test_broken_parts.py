@@ -16,6 +16,7 @@ from broken_parts import (
     page_with_table,
     sound_parts,
 )
+from broken_texts import WithoutFields, Words, schema_tokenize_fn, texts
 
 from pegboard.registry import HOOKS
 from pegboard.testing import Case, Check, checks_for, contract_for
@@ -102,6 +103,15 @@ def test_the_part_without_a_fault_passes_every_check(kind: str, tmp_path: Path) 
     for check in checks_for(kind):
         if check.name not in ON_RANKS:
             assert (error := fails(check, row, tmp_path)) is None, f"{check.name}: {error!r}"
+
+
+def test_a_tokenize_function_with_a_schema_is_checked_as_any_other(tmp_path: Path) -> None:
+    sound = Broken("is sound", "", schema_tokenize_fn(Words), {}, texts())
+    for check in checks_for("tokenize_fn"):
+        assert (error := fails(check, sound, tmp_path)) is None, f"{check.name}: {error!r}"
+    check = next(c for c in checks_for("tokenize_fn") if c.name.startswith("fingerprint_changes_w"))
+    broken = Broken("", check.name, schema_tokenize_fn(WithoutFields), {}, texts())
+    assert "the same with another prompt" in str(fails(check, broken, tmp_path / "broken"))
 
 
 def test_every_check_has_a_fault_that_it_finds() -> None:
