@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RENDERER_VERSION", "ChatTokenizer"]
 
-RENDERER_VERSION = 3
+RENDERER_VERSION = 4
 """Raised whenever the ids or the mask of some record change."""
 
 _PROBE = "pegboardprobe"

@@ -8,7 +8,7 @@ a border gets no loss: it holds characters of the prompt, which the model never 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -98,7 +98,8 @@ def encode_with_mask(
     encode = getattr(tokenizer, "encode_with_offsets", None)
     if encode is not None:
         ids, offsets = encode(text)
-        return np.asarray(ids, dtype=np.int32), _mask_from_offsets(offsets, spans)
+        added = getattr(tokenizer, "added_tokens", {})
+        return np.asarray(ids, dtype=np.int32), _mask_from_offsets(offsets, spans, text, added)
     return _encode_divided(tokenizer.encode, text, spans)
 
 
@@ -217,22 +218,37 @@ def _encode_around_marks(
 
 
 def _mask_from_offsets(
-    offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]
+    offsets: Sequence[tuple[int, int]],
+    spans: Sequence[tuple[int, int]],
+    text: str,
+    added: Collection[str],
 ) -> np.ndarray:
     """(T,) bool.
 
     NOTE: a tokenizer that trims offsets leaves white space to nobody: a token truly starts where
-    the one before it ends, and a token of white space alone has no width.
+    the one before it ends, and a token of white space alone has no width. An added token may take
+    the white space beside it (Phi-3's end of turn takes the newline after it): it is what it spells.
     """
+
+    def spelt_inside(i: int, start: int, end: int) -> bool:
+        """Whether token i is an added one that lies in the span but for white space that it took."""
+        token = text[slice(*offsets[i])].strip()
+        at = text.find(token, offsets[i][0])
+        return token in added and start <= at and at + len(token) <= end
+
     mask = np.zeros(len(offsets), dtype=bool)
     for start, end in spans:
         first = bisect_left(offsets, start, key=lambda offset: offset[0])
         last = bisect_left(offsets, end, lo=first, key=lambda offset: offset[0])
         while first < last and offsets[first][1] <= start:
             first += 1
-        if 0 < first < last and offsets[first - 1][1] < start:
-            first += 1
-        while last > first and offsets[last - 1][1] > end:
+        if first and spelt_inside(first - 1, start, end):
+            first -= 1
+        elif 0 < first < last and offsets[first - 1][1] < start:
+            first += 0 if spelt_inside(first, start, end) else 1
+        while (
+            last > first and offsets[last - 1][1] > end and not spelt_inside(last - 1, start, end)
+        ):
             last -= 1
         mask[first:last] = True
     return mask

@@ -138,7 +138,7 @@ def test_a_mask_is_the_one_that_offsets_give(which: Any, request: Any) -> None:
         ids, mask = encode_with_mask(tokenizer, text, spans)
         expected, offsets = tokenizer.encode_with_offsets(text)
         assert ids.tolist() == expected
-        assert mask.tolist() == _mask_from_offsets(offsets, spans).tolist(), (text, spans)
+        assert mask.tolist() == _mask_from_offsets(offsets, spans, text, {}).tolist(), (text, spans)
 
 
 def test_segments_are_encoded_apart_and_runs_say_where(qwen3: Any) -> None:

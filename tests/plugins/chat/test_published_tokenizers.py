@@ -1,0 +1,92 @@
+"""Tokenizers built like published families' train what those models generate, and nothing else."""
+
+from __future__ import annotations
+
+import string
+from typing import Any
+
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+from transformers import PreTrainedTokenizerFast
+
+from pegboard.component import ComponentConfig, ModelComponent
+from pegboard_plugins.chat.component import ChatTokenizeFn
+from pegboard_plugins.tokenizers.hf_tokenizer import wrap_tokenizer
+
+MODEL = ModelComponent(ComponentConfig())  # a chat tokenize fn asks nothing of the model
+USER = {"role": "user", "content": "a"}
+
+PHI3 = (
+    "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + '<|end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
+)
+
+
+def added(spelling: str, **more: Any) -> AddedToken:
+    return AddedToken(spelling, **{"normalized": False, "special": True, **more})
+
+
+def sentencepiece(template: str, eos: str, tokens: list[AddedToken], *, prepend: bool) -> Any:
+    """One of characters and bytes, with spaces as U+2581; `prepend` puts one before each text."""
+    spellings = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    spellings += ["\u2581", "\n", *string.ascii_letters, *string.punctuation]
+    vocabulary = {spelling: i for i, spelling in enumerate(spellings)}
+    rust = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True, unk_token="<unk>"))
+    spaces: Any = normalizers.Replace(" ", "\u2581")
+    rust.normalizer = (
+        normalizers.Sequence([normalizers.Prepend("\u2581"), spaces]) if prepend else spaces
+    )
+    rust.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    rust.add_tokens(tokens)
+    make: Any = PreTrainedTokenizerFast
+    return wrap_tokenizer(make(tokenizer_object=rust, eos_token=eos, chat_template=template))
+
+
+def built(tokenizer: Any, **fields: Any) -> Any:
+    return ChatTokenizeFn(ChatTokenizeFn.Config(**fields)).build(tokenizer, MODEL)
+
+
+def answer(text: str) -> Any:
+    return {"role": "assistant", "content": text}
+
+
+def trained(tokenizer: Any, examples: Any) -> list[str]:
+    """The spelling of each token with loss."""
+    return [
+        tokenizer.decode([token])
+        for example in examples
+        for token in example.input_ids[example.loss_mask]
+    ]
+
+
+@pytest.fixture(scope="module")
+def phi3() -> Any:
+    """Its chat tokens take the white space that follows them."""
+    names = ("<|user|>", "<|assistant|>", "<|end|>")
+    tokens = [added(name, rstrip=True) for name in names]
+    return sentencepiece(PHI3, "<|endoftext|>", [*tokens, added("<|endoftext|>")], prepend=True)
+
+
+@pytest.mark.parametrize("history", ["chain", "split", "strip", "keep"])
+def test_an_end_that_takes_the_newline_after_it_is_trained(phi3: Any, history: Any) -> None:
+    chat = [USER, answer("b"), USER, answer("c")]
+    examples = built(phi3, history=history)(chat)
+    assert trained(phi3, examples) == [" ", "b", "<|end|>", " ", "c", "<|end|>"]
+    whole = phi3._tokenizer.apply_chat_template(chat, tokenize=True, return_dict=False)
+    assert examples[-1].input_ids.tolist() == whole[: len(examples[-1].input_ids)]
+
+
+@pytest.mark.parametrize("history", ["chain", "split", "strip", "keep"])
+def test_an_empty_answer_is_its_end_alone(phi3: Any, history: Any) -> None:
+    examples = built(phi3, history=history)([USER, answer(""), USER, answer("c")])
+    assert trained(phi3, examples) == ["<|end|>", " ", "c", "<|end|>"]
+
+
+def test_an_end_that_takes_the_white_space_before_it_is_trained() -> None:
+    template = PHI3.replace("{% else %}{{ eos_token }}", "")
+    tokens = [added("<|user|>"), added("<|assistant|>"), added("<|end|>", lstrip=True)]
+    tokenizer = sentencepiece(template, "<|end|>", tokens, prepend=False)
+    examples = built(tokenizer)([USER, answer(""), USER, answer("c ")])
+    assert trained(tokenizer, examples) == ["<|end|>", "c", "<|end|>"]
