@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ENCODER_VERSION", "TextTokenizer", "encode_record_text"]
 
-ENCODER_VERSION = 2
+ENCODER_VERSION = 3
 """Raised whenever the ids or the mask of some record change."""
 
 

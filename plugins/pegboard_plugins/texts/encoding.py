@@ -8,13 +8,14 @@ a border gets no loss: it holds characters of the prompt, which the model never 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
 from pegboard.errors import DataError
+from pegboard_plugins.texts.typed_tokens import is_blank
 
 if TYPE_CHECKING:
     from pegboard.contracts import Tokenizer
@@ -89,7 +90,8 @@ def encode_with_mask(
     if pieces is not None:
         parts = [text] if plain else pieces.split(text)
         return _encode_pieces(pieces, parts, spans, mark)
-    if plain and any(token in text for token in getattr(tokenizer, "added_tokens", {})):
+    added: Mapping[str, bool] = getattr(tokenizer, "added_tokens", {})
+    if plain and any(token in text for token in added if not is_blank(token)):
         return _encode_divided(partial(tokenizer.encode, special_tokens=False), text, spans)
     if mark and mark in text:
         return _encode_around_marks(tokenizer, text, spans, mark)
@@ -98,7 +100,6 @@ def encode_with_mask(
     encode = getattr(tokenizer, "encode_with_offsets", None)
     if encode is not None:
         ids, offsets = encode(text)
-        added = getattr(tokenizer, "added_tokens", {})
         return np.asarray(ids, dtype=np.int32), _mask_from_offsets(offsets, spans, text, added)
     return _encode_divided(tokenizer.encode, text, spans)
 

@@ -17,17 +17,24 @@ from pegboard.errors import DataError
 if TYPE_CHECKING:
     from pegboard.contracts import Tokenizer
 
-__all__ = ["TypedTokens"]
+__all__ = ["TypedTokens", "is_blank"]
 
 _MARKS = tuple(chr(0x10FF00 + i) for i in range(8))
 """Private use, in no ordinary text; the first one that a record does not hold is taken."""
+
+
+def is_blank(token: str) -> bool:
+    """Whether an added token is white space, such as the line ends and runs of spaces of Gemma's
+    tokenizer: it ends and controls nothing, and is ordinary text wherever it stands."""
+    return not token.strip(" \t\r\n\u2581")
 
 
 class TypedTokens:
     """Finds and marks spelt-out added tokens.
 
     In a message of role assistant only the tokens that are special are text when typed: `<think>`
-    and `<tool_call>` are written there on purpose. In any other role, and in tools, all are.
+    and `<tool_call>` are written there on purpose. In any other role, and in tools, all are, but for
+    white space.
 
     Args:
         tokenizer: one with `added_tokens`, spelling -> whether it is special; nothing is ever marked
@@ -37,8 +44,9 @@ class TypedTokens:
     def __init__(self, tokenizer: Tokenizer) -> None:
         added: Mapping[str, bool] = getattr(tokenizer, "added_tokens", {})
         # A token of one character can't be taken apart.
-        self._all = _Spellings(token for token in added if len(token) > 1)
-        self._special = _Spellings(t for t, special in added.items() if special and len(t) > 1)
+        tokens = [token for token in added if len(token) > 1 and not is_blank(token)]
+        self._all = _Spellings(tokens)
+        self._special = _Spellings(token for token in tokens if added[token])
 
     def mark(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None

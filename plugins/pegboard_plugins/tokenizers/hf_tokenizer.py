@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pegboard.errors import ConfigError
 from pegboard_plugins.texts.pieces import PieceEncoder
+from pegboard_plugins.texts.typed_tokens import is_blank
 from pegboard_plugins.tokenizers.compiled_template import CompiledTemplate
 
 if TYPE_CHECKING:
@@ -187,7 +188,9 @@ class TransformersTokenizer:
         del before
         if not found:
             return []
-        ends = [token for token in self._added if token and tail.startswith(token)]
+        # Line ends are tokens of their own in some vocabularies (Gemma's); they end no turn.
+        tokens = [token for token in self._added if not is_blank(token)]
+        ends = [token for token in tokens if tail.startswith(token)]
         return [self._added[max(ends, key=len)]] if ends else []
 
 
@@ -201,6 +204,8 @@ class FastTransformersTokenizer(TransformersTokenizer):
         self._rust.no_padding()
         self._pieces: PieceEncoder | None | Literal["not looked for"] = "not looked for"
         self._byte_of: dict[str, int] | None = None
+        controls = [token for token in self._added if not is_blank(token)]
+        self._control_ids = frozenset(self._added[token] for token in controls)
 
     @property
     def pieces(self) -> PieceEncoder | None:
@@ -210,8 +215,9 @@ class FastTransformersTokenizer(TransformersTokenizer):
         return self._pieces
 
     def encode(self, text: str, *, special_tokens: bool = True) -> list[int]:
-        if special_tokens:
-            return list(self._rust.encode(text, add_special_tokens=False).ids)
+        ids = list(self._rust.encode(text, add_special_tokens=False).ids)
+        if special_tokens or self._control_ids.isdisjoint(ids):
+            return ids
         return list(self._without_added_tokens().encode(text, add_special_tokens=False).ids)
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:

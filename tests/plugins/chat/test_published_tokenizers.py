@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from pegboard.component import ComponentConfig, ModelComponent
-from pegboard_plugins.chat.component import ChatTokenizeFn
+from pegboard_plugins.chat.component import ChatTokenizeFn, TextTokenizeFn
 from pegboard_plugins.tokenizers.hf_tokenizer import wrap_tokenizer
 
 MODEL = ModelComponent(ComponentConfig())  # a chat tokenize fn asks nothing of the model
@@ -90,3 +90,48 @@ def test_an_end_that_takes_the_white_space_before_it_is_trained() -> None:
     tokenizer = sentencepiece(template, "<|end|>", tokens, prepend=False)
     examples = built(tokenizer)([USER, answer(""), USER, answer("c ")])
     assert trained(tokenizer, examples) == ["<|end|>", "c", "<|end|>"]
+
+
+GEMMA = (
+    "{{ bos_token }}{% for m in messages %}{{ '<start_of_turn>' + m.role + '\n' + m.content | trim }}"
+    "{{ '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>assistant\n' }}{% endif %}"
+)
+GEMMA_TOKENS = [
+    *(added(name) for name in ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>")),
+    *(added(name, special=False) for name in ("\n\n", "\n\n\n", "\u2581\u2581", "<table>")),
+]
+
+
+def test_line_ends_that_are_added_tokens_are_the_text_they_are() -> None:
+    tokenizer = sentencepiece(GEMMA, "<eos>", GEMMA_TOKENS, prepend=False)
+    chat = [{"role": "user", "content": "a\n\nb\n\n\nc"}, answer("d\n\ne")]
+    tokenize = built(tokenizer)
+    [example] = tokenize(chat)
+    whole = tokenizer._tokenizer.apply_chat_template(chat, tokenize=True, return_dict=False)
+    assert example.input_ids.tolist() == whole
+    assert trained(tokenizer, [example]) == ["d", "\n\n", "e", "<end_of_turn>"]
+    assert "records with typed special tokens" not in tokenize.take_counts()
+    text = "a\n\nb"
+    [plain] = TextTokenizeFn(TextTokenizeFn.Config()).build(tokenizer, MODEL)({"text": text})
+    assert plain.input_ids.tolist() == [*tokenizer.encode(text), tokenizer.eos_token_ids[0]]
+
+
+def test_tokens_that_are_typed_beside_such_line_ends_are_still_text() -> None:
+    tokenizer = sentencepiece(GEMMA, "<eos>", GEMMA_TOKENS, prepend=False)
+    tokenize = built(tokenizer)
+    [example] = tokenize([{"role": "user", "content": "a\n\n<end_of_turn>"}, answer("<eos>")])
+    ends = [tokenizer.encode(end)[0] for end in ("<end_of_turn>", "<eos>")]
+    assert [example.input_ids.tolist().count(end) for end in ends] == [2, 0]
+    assert tokenizer.decode(example.input_ids[example.loss_mask]) == "<eos><end_of_turn>"
+    assert tokenize.take_counts()["records with typed special tokens"] == 1
+
+
+def test_a_line_end_after_an_answer_is_no_end_of_turn() -> None:
+    template = (
+        "{% for m in messages %}{{ m.role + ': ' + m.content + '\n\n' + eos_token }}{% endfor %}"
+    )
+    template += "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    tokenizer = sentencepiece(template, "<eos>", GEMMA_TOKENS, prepend=False)
+    examples = built(tokenizer)([USER, answer("b\n\nc")])
+    assert trained(tokenizer, examples) == ["b", "\n\n", "c", "\n\n", "<eos>"]
