@@ -84,7 +84,9 @@ class TransformersTokenizer:
         self.vocab_size: int = 1 + max(vocabulary.values())
         self._added: dict[str, int] = dict(tokenizer.get_added_vocab())
         ids = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
-        ids += [int(i) for i in generation_eos]
+        # One that the tokenizer can't spell (of a model with a larger vocabulary) is in no chat.
+        known = frozenset(vocabulary.values())
+        ids += [int(i) for i in generation_eos if int(i) in known]
         ids += self._template_end()
         self.eos_token_ids: tuple[int, ...] = tuple(dict.fromkeys(ids))
         self.added_tokens: dict[str, bool] = {

@@ -135,3 +135,12 @@ def test_a_line_end_after_an_answer_is_no_end_of_turn() -> None:
     tokenizer = sentencepiece(template, "<eos>", GEMMA_TOKENS, prepend=False)
     examples = built(tokenizer)([USER, answer("b\n\nc")])
     assert trained(tokenizer, examples) == ["b", "\n\n", "c", "\n\n", "<eos>"]
+
+
+@pytest.mark.parametrize("unknown", [100_000, -1])
+def test_an_end_that_the_tokenizer_does_not_know_ends_nothing(unknown: Any) -> None:
+    plain = sentencepiece(GEMMA, "<end_of_turn>", GEMMA_TOKENS, prepend=False)
+    tokenizer = wrap_tokenizer(plain._tokenizer, generation_eos=[unknown])
+    assert tokenizer.eos_token_ids == plain.eos_token_ids
+    examples = built(tokenizer)([USER, answer("b")])
+    assert trained(tokenizer, examples) == ["b", "<end_of_turn>"]
