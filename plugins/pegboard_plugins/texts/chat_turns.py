@@ -123,6 +123,8 @@ def _find_after_header(
     except DataError:
         return Turn(j, "noprefix", 0, 0)
     header = prompt[len(before) :]
+    if prompt == before:
+        return _find_after_question(renderer, messages, tools, j, stops, ended, prompt)
     place = marked.find(_MARK)
     if not header or not prompt.startswith(before) or place < 0:
         return Turn(j, "noprefix", 0, 0)
@@ -132,6 +134,37 @@ def _find_after_header(
     generated = _generated(ended, start, stops, ended)
     if generated is None:
         return Turn(j, "noend", 0, 0)
+    return Turn(j, "rewritten", 0, 0, prompt, generated)
+
+
+def _find_after_question(
+    renderer: ChatRenderer,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None,
+    j: int,
+    stops: Sequence[str],
+    ended: str,
+    prompt: str,
+) -> Turn:
+    """The same where no header is written before an answer (Mistral's templates put the system text
+    into the last question, but only until it is answered): the turn follows what ends its prompt, and
+    that is what stands after the content of the message before it."""
+    asked = [*messages[: j - 1], {**messages[j - 1], "content": _MARK}]
+    try:
+        before = renderer.full(asked, tools)
+        after = renderer.full([*asked, messages[j]], tools)
+    except DataError:
+        return Turn(j, "noprefix", 0, 0)
+    end, rest = before.rpartition(_MARK)[2], after.rpartition(_MARK)[2]
+    # With a mark in it each way, and the same as without: what is found is of this very chat.
+    known = len(end) < len(before) and len(rest) < len(after)
+    if not known or not prompt.endswith(end) or not rest.startswith(end):
+        return Turn(j, "noprefix", 0, 0)
+    generated = _generated(rest, len(end), stops, rest)
+    if generated is None:
+        return Turn(j, "noend", 0, 0)
+    if not ended.endswith(rest):
+        return Turn(j, "noprefix", 0, 0)
     return Turn(j, "rewritten", 0, 0, prompt, generated)
 
 

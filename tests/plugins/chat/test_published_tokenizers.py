@@ -10,6 +10,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from pegboard.component import ComponentConfig, ModelComponent
+from pegboard.errors import DataError
 from pegboard_plugins.chat.component import ChatTokenizeFn, TextTokenizeFn
 from pegboard_plugins.tokenizers.hf_tokenizer import wrap_tokenizer
 
@@ -144,3 +145,47 @@ def test_an_end_that_the_tokenizer_does_not_know_ends_nothing(unknown: Any) -> N
     assert tokenizer.eos_token_ids == plain.eos_token_ids
     examples = built(tokenizer)([USER, answer("b")])
     assert trained(tokenizer, examples) == ["b", "<end_of_turn>"]
+
+
+MISTRAL = (
+    "{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' }}"
+    "{% if loop.last and messages[0].role == 'system' %}{{ messages[0].content + '\n\n' }}{% endif %}"
+    "{{ m.content + '[/INST]' }}{% elif m.role == 'assistant' %}{{ ' ' + m.content + eos_token }}"
+    "{% elif not loop.first %}{{ raise_exception('no such role') }}{% endif %}{% endfor %}"
+)
+MISTRAL_TOKENS = [added(name) for name in ("[INST]", "[/INST]", "</s>")]
+
+
+@pytest.mark.parametrize("history", ["chain", "split"])
+def test_answers_to_a_question_that_loses_the_system_text_are_trained(history: Any) -> None:
+    """Mistral v0.3 and Nemo: the system text is in the last question until that is answered."""
+    tokenizer = sentencepiece(MISTRAL, "</s>", MISTRAL_TOKENS, prepend=False)
+    chat = [{"role": "system", "content": "s"}, USER, answer("b"), USER, answer("c")]
+    tokenize = built(tokenizer, history=history)
+    texts = []
+    for example in tokenize(chat):
+        first = int(example.loss_mask.argmax())
+        assert example.loss_mask[first:].all()
+        ids = example.input_ids
+        texts.append((tokenizer.decode(ids[:first]), tokenizer.decode(ids[first:])))
+    prompts = [tokenizer.render(chat[:j], add_generation_prompt=True) for j in (2, 4)]
+    assert texts == [(prompts[0], " b</s>"), (prompts[1], " c</s>")]
+    assert prompts == ["[INST] s\n\na[/INST]", "[INST] a[/INST] b</s>[INST] s\n\na[/INST]"]
+    assert tokenize.take_counts()["turns rewritten"] == 2
+
+
+def test_such_answers_are_kept_in_a_history_as_generated() -> None:
+    tokenizer = sentencepiece(MISTRAL, "</s>", MISTRAL_TOKENS, prepend=False)
+    chat = [{"role": "system", "content": "s"}, USER, answer("b"), USER, answer("c")]
+    [example] = built(tokenizer, history="keep")(chat)
+    text = "[INST] s\n\na[/INST] b</s>[INST] s\n\na[/INST] c</s>"
+    assert tokenizer.decode(example.input_ids) == text
+    assert trained(tokenizer, [example]) == [" ", "b", "</s>", " ", "c", "</s>"]
+
+
+def test_an_answer_that_changes_the_question_itself_has_no_prompt() -> None:
+    template = "{% for m in messages %}{{ m.content + ('?' if loop.last else '!') }}{% endfor %}"
+    tokenizer = sentencepiece(template + "{{ eos_token }}", "</s>", MISTRAL_TOKENS, prepend=False)
+    tokenize = built(tokenizer, rewritten_turns="error")
+    with pytest.raises(DataError, match=r"messages\[1\]: .* after its own generation prompt"):
+        tokenize([USER, answer("b")])
