@@ -223,8 +223,8 @@ def _sharegpt_message(turn: Any, where: str) -> dict[str, Any]:
         known = ", ".join(_SHAREGPT_ROLES)
         raise DataError(f"{where}.from: expected one of {known}; found {name!r}")
     value = turn.get("value")
+    rest = {k: v for k, v in turn.items() if k not in ("from", "value")}
     if role != "call":
-        rest = {k: v for k, v in turn.items() if k not in ("from", "value")}
         return {**rest, "role": role, "content": value}
     calls = value
     if isinstance(value, str):
@@ -237,7 +237,7 @@ def _sharegpt_message(turn: Any, where: str) -> dict[str, Any]:
         if not is_object(call) or "name" not in call:
             raise DataError(f"{where}.value: expected a call with name and arguments")
     functions = [{"type": "function", "function": dict(call)} for call in calls]
-    return {"role": "assistant", "content": "", "tool_calls": functions}
+    return {**rest, "role": "assistant", "content": "", "tool_calls": functions}
 
 
 def _question_and_answer(question: Any, answer: Any, where: str) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from pegboard_plugins.records.formats import (
     ShareGPTFormat,
     built_in_formats,
 )
+from pegboard_plugins.texts.messages import read_chat
 
 USER = {"role": "user", "content": "q"}
 ANSWER = {"role": "assistant", "content": "a"}
@@ -106,6 +107,18 @@ def test_sharegpt_turns_become_messages_calls_and_results() -> None:
     result = {"role": "tool", "content": "9"}
     assert messages == [SYSTEM, USER, call, result, {**ANSWER, "loss": False}]
     assert tools == TOOLS
+
+
+@pytest.mark.parametrize("switch", [{"loss": False}, {"weight": 0}])
+def test_a_sharegpt_call_keeps_its_loss_switch(switch: Any) -> None:
+    turns = [
+        {"from": "human", "value": "q"},
+        {"from": "function_call", "value": json.dumps(CALL), **switch},
+        {"from": "observation", "value": "9"},
+        {"from": "gpt", "value": "a"},
+    ]
+    messages, tools = chat({"conversations": turns})
+    assert read_chat(messages, tools).loss == [False, False, False, True]
 
 
 def test_alpaca_joins_input_and_history() -> None:
