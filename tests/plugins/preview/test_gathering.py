@@ -140,6 +140,17 @@ def test_a_part_of_a_cut_sample_keeps_its_roles(write_run: Callable[..., Path]) 
     assert sum(pack.beyond for pack in preview.packs) > 0
 
 
+@pytest.mark.parametrize("cut", range(4))
+def test_an_answer_cut_inside_a_character_is_cut_and_nothing_else(
+    write_run: Callable[..., Path], cut: int
+) -> None:
+    records = [chat("q", "\U0001f600" * 40)]
+    tokenize = {"max_length": 100 + cut}  # characters of four bytes, and a token is a byte
+    preview = gather(write_run({"a": records}, tokenize=tokenize))
+    [sample] = [sample for pack in preview.packs for sample in pack.samples]
+    assert [turn.status for turn in sample.turns] == ["cut"]
+
+
 def test_roles_are_those_of_the_messages(write_run: Callable[..., Path]) -> None:
     messages = [
         {"role": "system", "content": "user"},  # contents that look like headers
