@@ -1,4 +1,4 @@
-"""Freeze: keep named parts of a model as they were loaded."""
+"""Freeze: keep named parts of a model from being trained."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Freeze"]
 
 
 class Freeze(TransformComponent):
-    """Keep the parameters under some names as they were loaded."""
+    """Keep the parameters under some names untrained; they are held in the compute dtype."""
 
     known_as = ("freeze_parameters",)
 

@@ -119,12 +119,12 @@ def _find_after_header(
     once the final answer is there): it still follows the header that its prompt ends with."""
     try:
         before = renderer.full(messages[:j], tools)
+        if prompt == before:
+            return _find_after_question(renderer, messages, tools, j, stops, ended, prompt)
         marked = renderer.full([*messages[:j], {"role": "assistant", "content": _MARK}], tools)
     except DataError:
         return Turn(j, "noprefix", 0, 0)
     header = prompt[len(before) :]
-    if prompt == before:
-        return _find_after_question(renderer, messages, tools, j, stops, ended, prompt)
     place = marked.find(_MARK)
     if not header or not prompt.startswith(before) or place < 0:
         return Turn(j, "noprefix", 0, 0)
